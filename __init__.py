@@ -1,0 +1,1 @@
+"""Tilewright: a graph compiler from transformer checkpoints to WGSL, and its player."""

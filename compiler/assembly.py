@@ -1,0 +1,144 @@
+"""Put a compiled model together as a package: weights into buffers, ops into dispatches over buffer ranges."""
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from .codegen import step_offsets
+from .device import Device
+from .ir import Graph, Op, Value
+from .kernel import Site
+from .layouts import LAYOUTS, plane_bytes
+from .ops import NUMPY, assemble, buffers_of
+from .package import ALIGN, Package
+from .pipeline import Compiled
+from .text import show
+
+WEIGHT_BUFFER = 512 << 20       # bytes of weights in one buffer, and so in host memory at once; a larger weight has its own
+Range = tuple[str, int, int]    # buffer, offset, bytes
+
+
+def build_package(compiled: Compiled, device: Device, model: Mapping[str, Any], leaf: Callable[[str], np.ndarray],
+                  tokenizer: Mapping[str, Any] | None = None, tokenizer_json: bytes = b"") -> Package:
+    """model: what players need to know of it. leaf: the array of a weight that has no source, in any float dtype."""
+    values: dict[str, Value] = {}
+    for graph in compiled.graphs.values():
+        values |= {n: v for n, v in graph.values.items() if v.role in ("weight", "state")}
+    used = dict.fromkeys(n for g in compiled.graphs.values() for op in g.ops for n in op.inputs if g.values[n].role == "weight")
+    weights, blobs = _place_weights({n: values[n] for n in used}, device)
+    states = {n: v for n, v in values.items() if v.role == "state"}
+    buffers = {**blobs, **{f"state.{n}": _padded(v) for n, v in states.items()}, **_arenas(compiled),
+               "step": 4 * max(sum(v.size for v in g.role("input").values()) for g in compiled.graphs.values())}
+    if tokenizer_json:
+        blobs["tokenizer"] = len(tokenizer_json)
+    manifest: dict[str, Any] = {
+        "model": dict(model),
+        "device": _requirements(compiled, device, buffers),
+        "tokenizer": dict(tokenizer) if tokenizer else None,
+        "weights": {n: {"shape": list(values[n].shape), "dtype": values[n].dtype, "layout": values[n].layout, "planes": planes}
+                    for n, planes in weights.items()},
+        "states": {n: {"shape": list(v.shape), "dtype": v.dtype, "layout": v.layout} for n, v in states.items()},
+        "buffers": buffers,
+        "blobs": {n: {"size": size} for n, size in blobs.items()},
+        "shaders": [{"wgsl": s.wgsl, "bindings": list(s.bindings), "needs": sorted(s.needs), "kernel": str(c)}
+                    for s, c in zip(compiled.shaders, compiled.choices, strict=True)],
+        "programs": {name: _program(name, compiled, weights) for name in compiled.graphs},
+        "memory": {"temporaries": sum(_arenas(compiled).values()), "unshared": max((m.unshared for m in compiled.memories.values()), default=0)},
+    }
+
+    def blob(name: str) -> np.ndarray:
+        if name == "tokenizer":
+            return np.frombuffer(tokenizer_json, np.uint8)
+        data = np.zeros(blobs[name], np.uint8)
+        for weight, planes in weights.items():
+            if planes[0][0] == name:
+                packed = LAYOUTS[values[weight].layout].pack(_typed(values[weight], assemble(weight, values, leaf)))
+                for (_, offset, size), plane in zip(planes, packed, strict=True):
+                    data[offset:offset + size] = np.ascontiguousarray(plane).reshape(-1).view(np.uint8)
+        return data
+    return Package(manifest, blob, dict(compiled.seconds))
+
+
+def _typed(value: Value, array: np.ndarray) -> np.ndarray:
+    if array.shape != value.shape:
+        raise ValueError(f"a weight has the shape {list(array.shape)} where the model needs {list(value.shape)}")
+    return array.astype(NUMPY[value.dtype], copy=False) if value.layout == "row" else array
+
+
+def _padded(value: Value) -> int:
+    return -(-sum(plane_bytes(value.shape, value.dtype, value.layout)) // 4) * 4
+
+
+def _place_weights(values: Mapping[str, Value], device: Device) -> tuple[dict[str, list[Range]], dict[str, int]]:
+    """Ranges of every weight's planes, and the size of every weight buffer."""
+    places: dict[str, list[Range]] = {}
+    sizes: dict[str, int] = {}
+    most = min(WEIGHT_BUFFER, device.limit("max_buffer_size"))
+    name, at = "weights.0", 0
+    for weight, value in values.items():
+        planes = plane_bytes(value.shape, value.dtype, value.layout)
+        total = sum(-(-b // ALIGN) * ALIGN for b in planes)
+        if at and at + total > most:
+            name, at = f"weights.{len(sizes)}", 0
+        places[weight] = []
+        for size in planes:
+            places[weight].append((name, at, size))
+            at += -(-size // ALIGN) * ALIGN
+        sizes[name] = at
+    return places, sizes
+
+
+def _arenas(compiled: Compiled) -> dict[str, int]:
+    """Programs run one after the other, so they share arenas."""
+    most: dict[str, int] = {}
+    for memory in compiled.memories.values():
+        for i, size in enumerate(memory.arenas):
+            most[f"arena.{i}"] = max(most.get(f"arena.{i}", 0), size)
+    return most
+
+
+def _requirements(compiled: Compiled, device: Device, buffers: Mapping[str, int]) -> dict[str, Any]:
+    """What a device must offer to play the package."""
+    features = sorted({f for s in compiled.shaders for f in s.needs})
+    limits = {"max_buffer_size": max(buffers.values(), default=0), "max_storage_buffers_per_shader_stage": max((len(s.bindings) for s in compiled.shaders), default=0)}
+    for name in ("max_compute_invocations_per_workgroup", "max_compute_workgroup_storage_size", "max_storage_buffer_binding_size"):
+        limits[name] = 0
+    for name, graph in compiled.graphs.items():
+        if name in compiled.memories:
+            for op in graph.ops:
+                site = Site(graph, op, device)
+                sizes = [b for n in site.bound for b in plane_bytes(graph.values[n].shape, graph.values[n].dtype, graph.values[n].layout)]
+                limits["max_storage_buffer_binding_size"] = max(limits["max_storage_buffer_binding_size"], *sizes)
+    for shader in compiled.shaders:
+        threads, memory = shader.threads, shader.workgroup_bytes
+        limits["max_compute_invocations_per_workgroup"] = max(limits["max_compute_invocations_per_workgroup"], threads)
+        limits["max_compute_workgroup_storage_size"] = max(limits["max_compute_workgroup_storage_size"], memory)
+    return {"name": device.name, "features": features, "limits": limits, "subgroup_size": device.subgroup_size if "subgroups" in features else 0}
+
+
+def _program(name: str, compiled: Compiled, weights: Mapping[str, list[Range]]) -> dict[str, Any]:
+    graph = compiled.graphs[name]
+    offsets = step_offsets(graph.values)
+    step = {n: [offsets[n], list(graph.values[n].shape)] for n in offsets}
+    words = sum(v.size for v in graph.role("input").values())
+    calls = compiled.calls.get(name, [])
+    home = buffers_of(graph)
+    dispatches = [{"shader": shader, "grid": list(grid), "bindings": [r for n in _site(graph, op).bound for r in _ranges(graph, home[n], compiled, name, weights)]
+                   + ([("step", 0, 4 * words)] if _site(graph, op).steps else [])} for op, (shader, grid) in zip(graph.ops, calls, strict=False)]
+    return {"graph": show(graph), "step": step, "words": words, "dispatches": dispatches}
+
+
+def _site(graph: Graph, op: Op) -> Site:
+    return Site(graph, op, Device("any"))
+
+
+def _ranges(graph: Graph, name: str, compiled: Compiled, program: str, weights: Mapping[str, list[Range]]) -> list[Range]:
+    value = graph.values[name]
+    if value.role == "weight":
+        return [(buffer, offset, max(4, -(-size // 4) * 4)) for buffer, offset, size in weights[name]]
+    if value.role == "state":
+        return [(f"state.{name}", 0, _padded(value))]
+    place = compiled.memories[program].places[name]
+    return [(f"arena.{place.arena}", place.offset, _padded(value))]

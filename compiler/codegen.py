@@ -1,0 +1,252 @@
+"""Turn a tiled op into one WGSL module: bindings and accessors from its operands, the rest from its kernel's template.
+
+Operands are named by position (a0, a1, …), so equal layers give equal text and share one pipeline. Modules carry no `enable` lines:
+each player adds what its front end wants (`Shader.needs` says which features are used).
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+
+import jinja2
+
+from .ir import Choice, GraphError, Op
+from .kernel import Kernel, Site
+from .layouts import LAYOUTS
+from .ops import OPS
+
+SCALAR = {"f32": "f32", "f16": "f32", "i32": "i32", "u32": "u32"}     # what a load gives: f16 is a storage type only
+
+
+@dataclass(frozen=True)
+class Shader:
+    """A WGSL module with the entry point `main`; one access ("read" or "write") a binding of group 0; the features it uses;
+    invocations and bytes of memory of a workgroup."""
+
+    wgsl: str
+    bindings: tuple[str, ...]
+    needs: frozenset[str]
+    threads: int
+    workgroup_bytes: int
+
+
+@cache
+def _templates(folder: Path) -> jinja2.Environment:
+    return jinja2.Environment(loader=jinja2.FileSystemLoader([folder, Path(__file__).parent.parent / "templates"]),
+                              undefined=jinja2.StrictUndefined, block_start_string="{$", block_end_string="$}", line_statement_prefix="$$",
+                              line_comment_prefix="$#", trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
+                              extensions=["jinja2.ext.do"])
+
+
+class Operand:
+    """A value as a template sees it: expressions and statements that read and write it.
+
+    load(i), store(i, v): one element; load4, store4: the i-th group of four; `unit` is 4 where rows divide by four, else 1, and
+    load_unit, store_unit follow it. fetch(i, var), quad(var, j): blocks of a weight, as layouts.py describes.
+    """
+
+    def __init__(self, name: str, value, access: str, base: int | None = None):
+        self.name, self.value, self.access, self.base = name, value, access, base
+        self.shape, self.dtype, self.layout = value.shape, value.dtype, LAYOUTS[value.layout]
+        self.unit = 4 if value.shape and value.shape[-1] % 4 == 0 and base is None else 1
+        self.block = self.layout.block if value.layout != "row" else self.unit
+        self.used: set[str] = set()
+
+    def _call(self, what: str, *args: str) -> str:
+        self.used.add(what)
+        return f"{self.name}_{what}({', '.join(args)})"
+
+    def load(self, i: str) -> str:
+        return self._call("load", i)
+
+    def load4(self, i: str) -> str:
+        return self._call("load4", i)
+
+    def load_unit(self, i: str) -> str:
+        return self._call("load4" if self.unit == 4 else "load", i)
+
+    def store(self, i: str, v: str) -> str:
+        return self._call("store", i, v)
+
+    def store4(self, i: str, v: str) -> str:
+        return self._call("store4", i, v)
+
+    def store_unit(self, i: str, v: str) -> str:
+        return self._call("store4" if self.unit == 4 else "store", i, v)
+
+    def fetch(self, i: str, var: str) -> str:
+        """Statements that load block i into `var`."""
+        if self.value.layout == "row":
+            return f"let {var} = {self.load_unit(i)};"
+        self.used.add("fetch")
+        return self.layout.fetch(self.planes, i, var)
+
+    def quad(self, var: str, j: int) -> str:
+        """The j-th group of four (one element, where `unit` is 1) of the block in `var`."""
+        return var if self.value.layout == "row" else self.layout.quad(var, j)
+
+    @property
+    def planes(self) -> list[str]:
+        return [self.name] + [f"{self.name}_{p}" for p in range(1, len(self.layout.planes))]
+
+    @property
+    def wide(self) -> bool:
+        return bool(self.used & {"load4", "store4"})
+
+    def declare(self, first: int) -> str:
+        """Bindings from `first` on."""
+        mode = "read" if self.access == "read" else "read_write"
+        if self.value.layout != "row":
+            types = [p.type for p in self.layout.planes]
+        else:
+            types = [f"vec4<{self.dtype}>" if self.wide else self.dtype]
+        return "".join(f"@group(0) @binding({first + k}) var<storage, {mode}> {name}: array<{t}>;\n"
+                       for k, (name, t) in enumerate(zip(self.planes, types, strict=True)))
+
+    def accessors(self) -> str:
+        n, scalar, base = self.name, SCALAR[self.dtype], f"{self.base}u + " if self.base else ""
+        element = f"{n}[i >> 2u][i & 3u]" if self.wide else f"{'step' if self.base is not None else n}[{base}i]"
+        text = {
+            "load": f"fn {n}_load(i: u32) -> {scalar} {{ return {scalar}({element}); }}\n",
+            "load4": f"fn {n}_load4(i: u32) -> vec4<{scalar}> {{ return vec4<{scalar}>({n}[i]); }}\n",
+            "store": f"fn {n}_store(i: u32, v: {scalar}) {{ {element} = {self.dtype}(v); }}\n",
+            "store4": f"fn {n}_store4(i: u32, v: vec4<{scalar}>) {{ {n}[i] = vec4<{self.dtype}>(v); }}\n",
+        }
+        return "".join(text[u] for u in ("load", "load4", "store", "store4") if u in self.used)
+
+
+def step_offsets(values) -> dict[str, int]:
+    """Where each host input starts in the step buffer, in 32-bit words."""
+    at, offsets = 0, {}
+    for name, value in values.items():
+        if value.role == "input":
+            offsets[name] = at
+            at += value.size
+    return offsets
+
+
+def render(site: Site, kernel: Kernel, choice: Choice) -> Shader:
+    """The shader of one op. Raises GraphError when its template cannot be rendered."""
+    operands = _operands(site)
+    schedule = dict(choice.schedule)
+    context = {**{name: operands[value] for name, value in site.operands.items()},
+               "outs": [operands[n] for n in site.op.outputs], "out": operands[site.op.outputs[0]],
+               "attr": SimpleNamespace(**dict(site.anchor.attrs)), "norm": _norm(site, operands), "at": operands.__getitem__,
+               "finish": Finish(site, operands), "pairs": site.pairs, "literal": literal, **schedule}
+    try:
+        body = _templates(kernel.source.parent).get_template(kernel.source.name).render(context | kernel.context(site, schedule))
+    except jinja2.TemplateError as err:
+        raise GraphError(f"the template of {choice} for {site.op.kind} cannot be rendered: {err}") from err
+    bound = [operands[n] for n in site.bound]
+    header, bindings = "", []
+    for operand in bound:
+        header += operand.declare(len(bindings))
+        bindings += [operand.access] * len(operand.planes)
+    if site.steps:
+        header += f"@group(0) @binding({len(bindings)}) var<storage, read> step: array<i32>;\n"
+        bindings.append("read")
+    header += "".join(o.accessors() for o in {id(o): o for o in operands.values()}.values())
+    needs = kernel.needs(site, schedule) | ({"shader-f16"} if any(o.dtype == "f16" and o.value.layout == "row" for o in bound) else set())
+    return Shader(f"// {choice}\n{header}{body}", tuple(bindings), frozenset(needs),
+                  kernel.threads(site, schedule), kernel.workgroup_bytes(site, schedule))
+
+
+def _operands(site: Site) -> dict[str, Operand]:
+    offsets = step_offsets(site.values)
+    found: dict[str, Operand] = {}
+    for i, name in enumerate(site.bound):
+        found[name] = Operand(f"a{i}", site.values[name], "write" if name in site.op.outputs else "read")
+    for name in site.op.inputs:
+        if name in site.aliases:
+            made = site.aliases[name]
+            if made in found:
+                found[name] = found[made]
+        elif site.values[name].role == "input":
+            found[name] = Operand(f"s{len(found)}", site.values[name], "read", base=offsets[name])
+    return found
+
+
+def _norm(site: Site, operands: dict[str, Operand]):
+    """The RMS norm that the kernel applies to x first, if any."""
+    if not site.prologue:
+        return None
+    op = site.prologue[0]
+    return SimpleNamespace(weight=operands[op.inputs[1]] if len(op.inputs) > 1 else None, eps=literal(op.attr("eps")))
+
+
+def literal(number) -> str:
+    """A number as WGSL."""
+    if isinstance(number, bool):
+        return str(number).lower()
+    return f"{number:.9g}" + ("" if "." in f"{number:.9g}" or "e" in f"{number:.9g}" else ".0") if isinstance(number, float) else str(number)
+
+
+class Finish:
+    """Called by a template with a result: the statements that run the epilogue on it and store it."""
+
+    def __init__(self, site: Site, operands: dict[str, Operand]):
+        self.site, self.operands = site, operands
+
+    def __call__(self, acc: str | list[str], row: str, col: str) -> str:
+        """acc: the anchor's result at (row, col), or with `pairs` those at columns 2 col and 2 col + 1. Rows count over all
+        leading dimensions of the result, columns over its last."""
+        return self._run(dict(zip(self._starts(), [acc] if isinstance(acc, str) else acc, strict=True)), self.site.epilogue, row, col)
+
+    def whole(self, row: str, col: str) -> str:
+        """The statements of an op that is element-wise throughout."""
+        return self._run({}, self.site.op.parts, row, col)
+
+    def _run(self, text: dict[str, str], ops: tuple[Op, ...], row: str, col: str) -> str:
+        lines: list[str] = []
+        for op in ops:
+            if op.kind != "unzip":
+                args = [text[n] if n in text else self.operands[n].load(broadcast_index(self.site.values[op.outputs[0]].shape,
+                        self.site.values[n].shape, row, col)) for n in op.inputs]
+                text[op.outputs[0]] = f"e{len(lines)}"
+                lines.append(f"let e{len(lines)} = {element(op, args)};")
+        for name in self.site.op.outputs:
+            lines.append(self.operands[name].store(broadcast_index(self.site.values[name].shape, self.site.values[name].shape, row, col), text[name]) + ";")
+        return "{ " + " ".join(lines) + " }"
+
+    def _starts(self) -> tuple[str, ...]:
+        return self.site.epilogue[0].outputs if self.site.pairs else self.site.anchor.outputs
+
+
+def element(op: Op, args: list[str]) -> str:
+    """An element-wise op as an expression."""
+    wgsl = OPS[op.kind].wgsl
+    assert wgsl is not None
+    return wgsl.format(*args, **{k: literal(float(v) if isinstance(v, int) else v) for k, v in op.attrs})
+
+
+def broadcast_index(shape: tuple[int, ...], operand: tuple[int, ...], row: str, col: str) -> str:
+    """Where an operand that broadcasts to `shape` keeps the element that `shape` has at (row, col)."""
+    operand = (1,) * (len(shape) - len(operand)) + operand
+    lead, terms, stride = operand[:-1], [], 1
+    if operand[-1] != 1:
+        terms, stride = [col], operand[-1]
+    if lead == shape[:-1]:
+        terms += [f"({row}) * {stride}u"] if max(lead, default=1) > 1 else []
+    else:
+        below = 1
+        for d, o in zip(reversed(shape[:-1]), reversed(lead), strict=True):
+            if o != 1:
+                terms.append(f"(({row}) / {below}u % {d}u) * {stride}u")
+                stride *= o
+            below *= d
+    return " + ".join(terms) or "0u"
+
+
+def module_text(shader: Shader, dialect: str) -> str:
+    """The module for a front end: naga refuses `enable subgroups;`, Tint requires it."""
+    return enables(shader.needs, dialect) + shader.wgsl
+
+
+def enables(needs, dialect: str) -> str:
+    return "".join(line for feature, line in (("shader-f16", "enable f16;\n"), ("subgroups", "enable subgroups;\n"))
+                   if feature in needs and not (dialect == "naga" and feature == "subgroups"))
+
+
+__all__ = ["Shader", "enables", "module_text", "render", "step_offsets"]

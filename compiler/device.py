@@ -1,0 +1,99 @@
+"""What the compiler knows of a GPU: one record, read from devices/NAME.toml or made from an adapter's answers."""
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from .ir import Choice
+
+# WebGPU's guaranteed limits (https://www.w3.org/TR/webgpu/#limits); sizes in bytes
+DEFAULT_LIMITS = {
+    "max_buffer_size": 256 << 20,
+    "max_storage_buffer_binding_size": 128 << 20,
+    "max_storage_buffers_per_shader_stage": 8,
+    "max_compute_workgroup_storage_size": 16384,
+    "max_compute_invocations_per_workgroup": 256,
+    "max_compute_workgroup_size_x": 256,
+    "max_compute_workgroups_per_dimension": 65535,
+    "min_storage_buffer_offset_alignment": 256,
+}
+
+
+@dataclass(frozen=True)
+class Device:
+    """What a device can do and what was measured on it.
+
+    features: WebGPU names (shader-f16, subgroups); subgroup_size: measured, 0 when subgroups vary or are missing;
+    bandwidth: bytes/s read from memory; launch: s a dependent dispatch; flops: f32 FLOP/s;
+    width: invocations that run at once (cost model, split-KV); tuned: op signature to the choice that tuning found best.
+    """
+
+    name: str
+    match: str = ""
+    features: frozenset[str] = frozenset()
+    limits: Mapping[str, int] = field(default_factory=lambda: dict(DEFAULT_LIMITS))
+    subgroup_size: int = 0
+    bandwidth: float = 100e9
+    launch: float = 5e-6
+    flops: float = 2e12
+    width: int = 16384
+    tuned: Mapping[str, Choice] = field(default_factory=dict)
+
+    def limit(self, name: str) -> int:
+        return self.limits.get(name, DEFAULT_LIMITS[name])
+
+    @property
+    def subgroups(self) -> bool:
+        return "subgroups" in self.features and self.subgroup_size > 0
+
+    def without(self, *features: str) -> Device:
+        """The same device as if it lacked some features."""
+        left = self.features - set(features)
+        return replace(self, features=left, subgroup_size=self.subgroup_size if "subgroups" in left else 0)
+
+
+# plays graphs in numpy; nothing is generated for it
+REFERENCE = Device("reference", features=frozenset({"shader-f16"}))
+
+
+def read_device(path: Path) -> Device:
+    """A record from a TOML file. Raises ValueError naming the file and what is wrong."""
+    try:
+        data = tomllib.loads(path.read_text())
+        tuned = {key: _choice(text) for key, text in data.pop("tuned", {}).items()}
+        limits = DEFAULT_LIMITS | data.pop("limits", {})
+        return Device(**{**data, "features": frozenset(data.get("features", ())), "limits": limits, "tuned": tuned})
+    except (OSError, TypeError, ValueError) as err:
+        raise ValueError(f"{path} is no device record: {err}") from err
+
+
+def _choice(text: str) -> Choice:
+    if not (m := re.fullmatch(r"(\w+)\((.*)\)", text)):
+        raise ValueError(f"'{text}' is no choice; write it as kernel(name=1, name=2)")
+    pairs = (p.split("=") for p in m[2].split(", ") if p)
+    return Choice(m[1], tuple((k, int(v)) for k, v in pairs))
+
+
+def write_device(device: Device) -> str:
+    """The record as TOML."""
+    lines = [f'name = "{device.name}"', f'match = "{device.match}"', f"features = {sorted(device.features)}".replace("'", '"'),
+             *(f"{k} = {getattr(device, k)!r}" for k in ("subgroup_size", "bandwidth", "launch", "flops", "width")),
+             "", "[limits]", *(f"{k} = {v}" for k, v in device.limits.items())]
+    if device.tuned:
+        lines += ["", "[tuned]", *(f'"{key}" = "{choice}"' for key, choice in device.tuned.items())]
+    return "\n".join(lines) + "\n"
+
+
+def shipped_devices() -> list[Device]:
+    return [read_device(p) for p in sorted((Path(__file__).parent / "devices").glob("*.toml"))]
+
+
+def device_for(name: str, features: Iterable[str], limits: Mapping[str, int], subgroup_size: int,
+               records: Iterable[Device] | None = None) -> Device:
+    """The record for an adapter: its own features and limits, with what a matching record has measured."""
+    known = next((d for d in (shipped_devices() if records is None else records) if d.match and re.search(d.match, name, re.I)), Device(name))
+    return replace(known, name=name, features=frozenset(features), limits={k: limits.get(k, v) for k, v in DEFAULT_LIMITS.items()},
+                   subgroup_size=subgroup_size)

@@ -1,0 +1,152 @@
+"""The `.wgpu-llama` file: everything a player needs, as data.
+
+u32 little-endian header length, a JSON manifest, then blobs on 256-byte boundaries, each with a crc32. Weight blobs are the contents of
+whole GPU buffers. The manifest, by key: format and version; model (dimensions); device (name, and what it must offer); tokenizer;
+weights (name, shape, dtype, layout, planes as [buffer, offset, bytes]); states; buffers (bytes by name); shaders (WGSL without `enable`
+lines, bindings, needed features); programs (graph text, step-buffer layout, dispatches); blobs (offset, bytes, crc32).
+"""
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .ir import Graph
+from .layouts import LAYOUTS
+from .ops import NUMPY, step
+from .text import read
+
+FORMAT, VERSION, ALIGN = "wgpu-llama", 1, 256
+
+
+class PackageError(Exception):
+    """A package is bad, or asks for what a device lacks; the message is one clear sentence."""
+
+
+@dataclass
+class Package:
+    """manifest: as in the module's docstring. blob(name): the bytes of a blob, uint8 [size]; may be made when it is asked for."""
+
+    manifest: dict[str, Any]
+    blob: Callable[[str], np.ndarray]
+    timings: dict[str, float] = field(default_factory=dict)     # seconds by compiler stage; not saved
+
+    def save(self, path: str | Path, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
+        """Write the file; it appears only when it is complete. progress(bytes written, bytes in all)."""
+        path, blobs = Path(path), {}
+        at = 0
+        for name, entry in self.manifest["blobs"].items():
+            blobs[name] = {"offset": at, "size": entry["size"], "crc32": "00000000"}
+            at += -(-entry["size"] // ALIGN) * ALIGN
+        partial = path.with_name(path.name + ".partial")
+        try:
+            with open(partial, "wb") as file:
+                start = self._write_header(file, blobs)
+                for name, entry in blobs.items():
+                    data = np.ascontiguousarray(self.blob(name)).view(np.uint8).reshape(-1)
+                    file.seek(start + entry["offset"])
+                    file.write(memoryview(data))
+                    entry["crc32"] = f"{zlib.crc32(data):08x}"
+                    progress(entry["offset"] + entry["size"], at)
+                file.truncate(start + at)
+                file.seek(0)
+                self._write_header(file, blobs)
+            partial.replace(path)
+        except OSError as err:
+            raise PackageError(f"{path} cannot be written: {err.strerror}") from err
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def _write_header(self, file, blobs: Mapping[str, Any]) -> int:
+        """Write the header, whose length does not depend on the checksums; returns where blobs start."""
+        text = json.dumps({"format": FORMAT, "version": VERSION, **self.manifest, "blobs": blobs}).encode()
+        text += b" " * (-(len(text) + 4) % ALIGN)
+        file.write(struct.pack("<I", len(text)) + text)
+        return len(text) + 4
+
+    def graph(self, program: str) -> Graph:
+        return self._graphs[program]
+
+    @cached_property
+    def _graphs(self) -> dict[str, Graph]:
+        return {name: read(p["graph"]) for name, p in self.manifest["programs"].items()}
+
+    def weight(self, name: str) -> np.ndarray:
+        """A weight as numbers, float32 (or its integer dtype)."""
+        entry = self.manifest["weights"][name]
+        planes = tuple(self._cached(buffer)[offset:offset + size] for buffer, offset, size in entry["planes"])
+        if entry["layout"] == "row":
+            return planes[0].view(NUMPY[entry["dtype"]]).reshape(entry["shape"])
+        return LAYOUTS[entry["layout"]].unpack(planes, tuple(entry["shape"]))
+
+    def _cached(self, name: str) -> np.ndarray:
+        if name not in self._blobs:
+            self._blobs[name] = self.blob(name)
+        return self._blobs[name]
+
+    @cached_property
+    def _blobs(self) -> dict[str, np.ndarray]:
+        return {}
+
+    @cached_property
+    def _numbers(self) -> dict[str, np.ndarray]:
+        return {}
+
+    def new_states(self) -> dict[str, np.ndarray]:
+        """Zeros for every state."""
+        return {name: np.zeros(s["shape"], NUMPY[s["dtype"]]) for name, s in self.manifest["states"].items()}
+
+    def evaluate(self, program: str, states: dict[str, np.ndarray], feeds: Mapping[str, np.ndarray]) -> None:
+        """Play a program in numpy: what it means. Updates `states`."""
+        graph = self.graph(program)
+        for name in graph.role("weight"):
+            if name not in self._numbers and name in self.manifest["weights"]:
+                self._numbers[name] = self.weight(name)
+        step(graph, states, {**self._numbers, **feeds})
+
+
+def open_package(path: str | Path) -> Package:
+    """Memory-map a package and check it. Raises PackageError with the reason when it is not whole."""
+    path = Path(path)
+    try:
+        size = path.stat().st_size
+        raw = np.memmap(path, np.uint8, "r") if size else np.empty(0, np.uint8)
+    except OSError as err:
+        raise PackageError(f"{path} cannot be read: {err.strerror}") from err
+    if size < 8 or (length := struct.unpack("<I", raw[:4].tobytes())[0]) + 4 > size:
+        raise PackageError(f"{path} is no .wgpu-llama file, or only a piece of one: its header is longer than the file")
+    try:
+        manifest = json.loads(raw[4:4 + length].tobytes())
+        if manifest["format"] != FORMAT:
+            raise PackageError(f"{path} is a '{manifest['format']}' file, not a .wgpu-llama package")
+        if manifest["version"] != VERSION:
+            raise PackageError(f"{path} is version {manifest['version']} of the format; this Tilewright reads version {VERSION}: compile the model again")
+        blobs = {name: (length + 4 + b["offset"], b["size"], b["crc32"]) for name, b in manifest["blobs"].items()}
+        missing = {"model", "device", "weights", "states", "buffers", "shaders", "programs"} - manifest.keys()
+    except (ValueError, KeyError, TypeError, AttributeError) as err:
+        raise PackageError(f"{path} is no .wgpu-llama file: its header is damaged ({err})") from err
+    if missing:
+        raise PackageError(f"{path} is damaged: its header lacks {', '.join(sorted(missing))}")
+    _check_blobs(path, raw, blobs)
+    return Package(manifest, lambda name: raw[blobs[name][0]:blobs[name][0] + blobs[name][1]])
+
+
+def _check_blobs(path: Path, raw: np.ndarray, blobs: Mapping[str, tuple[int, int, str]]) -> None:
+    for name, (offset, size, _) in blobs.items():
+        if not 0 <= offset <= offset + size <= raw.size:
+            raise PackageError(f"{path} is truncated: '{name}' ends at byte {offset + size:,} but the file has {raw.size:,}; copy or compile it again")
+
+    def intact(item: tuple[str, tuple[int, int, str]]) -> str | None:
+        name, (offset, size, crc) = item
+        return None if f"{zlib.crc32(raw[offset:offset + size]):08x}" == crc else name
+    with ThreadPoolExecutor() as pool:      # crc32 releases the interpreter lock
+        if broken := [n for n in pool.map(intact, blobs.items()) if n]:
+            raise PackageError(f"{path} is damaged: the checksum of '{broken[0]}' does not match; copy or compile it again")

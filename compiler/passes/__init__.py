@@ -1,0 +1,1 @@
+"""The passes: each a function from a valid graph to a valid graph."""

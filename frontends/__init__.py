@@ -1,0 +1,1 @@
+"""From checkpoints to graphs: file formats, and one file a model family under models/."""

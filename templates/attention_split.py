@@ -1,0 +1,77 @@
+"""Attention of a few rows over parts of their keys (https://crfm.stanford.edu/2023/10/12/flashdecoding.html): bound by reading the cache."""
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ..compiler.codegen import literal
+from ..compiler.kernel import Kernel, Schedule, Site, divide
+
+LATENCY = 1e-6      # s between asking memory and having the answer under load: what must be under way to keep it busy
+
+
+class AttentionSplit(Kernel):
+    """heads: query heads a workgroup takes; cols: invocations that share a key; batch: keys that each of them reads ahead."""
+
+    kind = "attention_split"
+
+    def accepts(self, site: Site) -> bool:
+        return site.op.kind == self.kind and all(site.values[n].layout == "row" for n in site.bound)
+
+    def schedules(self, site: Site) -> Iterator[Schedule]:
+        units, together, size = self._units(site), self._group(site), site.device.subgroup_size
+        splitting = [c for c in (1, 2, 4, 8, 16, 32) if units % c == 0]
+        narrow = [c for c in splitting if units // c <= 8][:4] or splitting[-1:]
+        for cols in narrow:
+            for heads in sorted({together, max(h for h in (1, 2, 3, 4) if together % h == 0)}):
+                for batch in (1, 2, 4):
+                    held = units // cols * heads * batch
+                    if held > 32 and (heads > 1 and heads == together or batch > 1):
+                        continue        # more than an invocation's registers
+                    for lanes in (32, 128, 256):
+                        if site.device.subgroups and lanes % size == 0 and cols <= size:
+                            yield {"lanes": lanes, "cols": cols, "heads": heads, "batch": batch, "subgroup": size}
+                        yield {"lanes": lanes, "cols": cols, "heads": heads, "batch": batch, "subgroup": 0}
+
+    def cost(self, site: Site, s: Schedule) -> float:
+        device, (rows, q_heads, dim), keys = site.device, site.shape("q"), self._keys(site)
+        x, y, z = self.grid(site, s)
+        invocations = x * y * z * s["lanes"]
+        item = 2 if site.value("k").dtype == "f16" else 4
+        again = self._group(site) // s["heads"] - 1
+        traffic = 2 * rows * site.shape("k")[1] * keys * dim * item * (1 + 0.3 * again)
+        under_way = invocations * s["batch"] * dim // s["cols"] * 2 * item
+        read = traffic / device.bandwidth * max(1.0, device.bandwidth * LATENCY / under_way)
+        # a key costs its products, and each of its invocations the sum over the others and two exponentials
+        shared = 2 * s["cols"].bit_length() if s["subgroup"] else 3 * s["cols"] + 40 / s["batch"] if s["cols"] > 1 else 0
+        work = rows * q_heads * keys * (4 * dim + s["cols"] * (shared + 16 + 16 / s["batch"] + dim / s["cols"] / s["batch"]))
+        merge = 4e-9 * s["heads"] * (s["lanes"] // s["cols"]) * max(1.0, invocations / device.width)
+        return device.launch + max(read, work / device.flops / min(1.0, invocations / device.width)) + merge
+
+    def grid(self, site: Site, s: Schedule) -> tuple[int, int, int]:
+        return self._splits(site), site.shape("q")[1] // s["heads"], site.shape("q")[0]
+
+    def workgroup_bytes(self, site: Site, s: Schedule) -> int:
+        teams = s["lanes"] // s["cols"]
+        shared = 4 * s["heads"] * s["batch"] * s["lanes"] if s["cols"] > 1 and not s["subgroup"] else 0
+        return sum(16 * divide(b, 16) for b in (4 * teams * site.shape("q")[2], 4 * teams * s["heads"], 4 * teams * s["heads"], shared))
+
+    def context(self, site: Site, s: Schedule) -> dict[str, object]:
+        attr = site.op.attr
+        return {"mask": attr("mask", "full"), "window": attr("window", 0), "scale": literal(float(attr("scale"))),
+                "cap": literal(float(attr("cap", 0.0))) if attr("cap", 0.0) else "", "splits": self._splits(site), "divided": self.kind == "attention"}
+
+    def _splits(self, site: Site) -> int:
+        return int(site.op.attr("splits", 1))
+
+    def _units(self, site: Site) -> int:
+        dim = site.shape("q")[2]
+        return dim // 4 if dim % 4 == 0 else dim
+
+    def _group(self, site: Site) -> int:
+        """Query heads that share a key head."""
+        return site.shape("q")[1] // site.shape("k")[1]
+
+    def _keys(self, site: Site) -> float:
+        """Keys that a row is taken to see: half of what it can."""
+        rows = site.shape("k")[2]
+        return max(1.0, min(rows, int(site.op.attr("window", 0)) or rows) / 2)

@@ -1,0 +1,21 @@
+$# Element-wise ops that no other kernel took in, and rearrangements: an invocation an element.
+@compute @workgroup_size({{ lanes }})
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) index: u32) {
+    let i = (group.x + group.y * {{ across }}u) * {{ lanes }}u + index;
+    if (i < {{ count }}u) {
+        let row = i / {{ width }}u;
+        let col = i % {{ width }}u;
+$$ if kind == "split"
+$$ set start = namespace(at=0)
+$$ for part in outs
+        if (col >= {{ start.at }}u && col < {{ start.at + attr.sizes[loop.index0] }}u) { {{ part.store("row * %du + col - %du" % (attr.sizes[loop.index0], start.at), x.load("i")) }}; }
+$$ set start.at = start.at + attr.sizes[loop.index0]
+$$ endfor
+$$ elif kind == "unzip"
+        if (col % 2u == 0u) { {{ outs[0].store("row * %du + col / 2u" % (width // 2), x.load("i")) }}; }
+        else { {{ outs[1].store("row * %du + col / 2u" % (width // 2), x.load("i")) }}; }
+$$ else
+        {{ finish.whole("row", "col") }}
+$$ endif
+    }
+}

@@ -1,0 +1,57 @@
+"""Y = X Wᵀ for many tokens, with element-wise ops after: bound by arithmetic, so tiles of both go through workgroup memory."""
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ..compiler.kernel import Kernel, Schedule, Site, divide
+from ..compiler.layouts import LAYOUTS
+
+# tile_rows, tile_cols, and the rows and cols of an invocation
+TILES = ((8, 16, 8, 2), (8, 32, 8, 4), (16, 32, 8, 4), (16, 32, 4, 4), (16, 64, 4, 4), (32, 32, 4, 4), (32, 64, 4, 4), (32, 64, 8, 4),
+         (64, 64, 4, 4), (64, 64, 8, 4), (64, 64, 8, 8), (128, 64, 8, 8), (128, 128, 8, 8))
+
+
+class MatMul(Kernel):
+    def accepts(self, site: Site) -> bool:
+        return site.anchor.kind == "matmul" and not site.prologue and site.elementwise_epilogue and self.fitting(site)
+
+    def fitting(self, site: Site) -> bool:
+        """Whether x and w can be read by quads."""
+        x = site.value("x")
+        return x.shape[-1] % 4 == 0 and x.layout == "row" and x.role != "input" and x.size > x.shape[-1]
+
+    def schedules(self, site: Site) -> Iterator[Schedule]:
+        block = LAYOUTS[site.value("w").layout].block
+        for tile_rows, tile_cols, rows, cols in TILES:
+            for tile_k in (16, 32, 64) if block <= 16 else (32, 64) if block <= 32 else (block,):
+                yield {"tile_rows": tile_rows, "tile_cols": tile_cols, "tile_k": tile_k, "rows": rows, "cols": cols}
+
+    def cost(self, site: Site, s: Schedule) -> float:
+        x, y, z = self.grid(site, s)
+        reads = site.bytes("w") * (1 + 0.2 * (y - 1)) + site.bytes("x") * (1 + 0.2 * (x - 1))      # again from the cache
+        return self.seconds(site, s, x * y * z, reads)
+
+    def seconds(self, site: Site, s: Schedule, workgroups: int, reads: float) -> float:
+        """For so many working workgroups that read so many bytes."""
+        device = site.device
+        rows, cols = s["rows"], s["cols"]
+        # operands that an invocation reads from workgroup memory for each product, and the barriers of each tile
+        efficiency = 1 / (1 + (rows + cols) / (rows * cols) + 2 / s["tile_k"])
+        slots = max(1, device.width // (4 * self.threads(site, s)))     # workgroups that are needed to keep the device busy
+        products = divide(workgroups, slots) * slots * s["tile_rows"] * s["tile_cols"] * site.shape("x")[-1]
+        return device.launch + max(2 * products / (device.flops * efficiency), reads / device.bandwidth)
+
+    def grid(self, site: Site, s: Schedule) -> tuple[int, int, int]:
+        return divide(site.shape("w")[-2], s["tile_cols"]), divide(self._total(site), s["tile_rows"]), 1
+
+    def threads(self, site: Site, s: Schedule) -> int:
+        return s["tile_rows"] // s["rows"] * (s["tile_cols"] // s["cols"])
+
+    def workgroup_bytes(self, site: Site, s: Schedule) -> int:
+        return 4 * s["tile_k"] * (s["tile_rows"] + s["tile_cols"])
+
+    def context(self, site: Site, s: Schedule) -> dict[str, object]:
+        return {"total": self._total(site)}
+
+    def _total(self, site: Site) -> int:
+        return site.value("x").size // site.shape("x")[-1]

@@ -1,0 +1,66 @@
+"""y = W x for one token or a few, with an RMS norm of x before and element-wise ops after: bound by reading W."""
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ..compiler.kernel import Kernel, Schedule, Site, divide, spread
+from ..compiler.layouts import LAYOUTS
+
+# products that an invocation has under way: beyond, GPUs run out of registers and software adapters compile for long
+UNROLLED = 64
+
+
+class MatVec(Kernel):
+    def accepts(self, site: Site) -> bool:
+        normed = [p.kind for p in site.prologue] == ["rms_norm"]
+        return site.anchor.kind == "matmul" and site.elementwise_epilogue and (not site.prologue or (normed and self._total(site) <= 8))
+
+    def schedules(self, site: Site) -> Iterator[Schedule]:
+        device, size, tokens = site.device, site.device.subgroup_size, self._tokens(site)
+        n, least = site.shape("w")[-2], 2 if site.pairs else 1
+        quads = max(1, LAYOUTS[site.value("w").layout].block // 4)
+        for lanes, groups in ((8, 4), (16, 4), (32, 2), (32, 4), (64, 1), (64, 2), (128, 1)):
+            for rows in (1, 2, 4, 8):
+                small = rows == least or (least < rows <= n and rows * tokens * quads <= UNROLLED)
+                if small and rows // least * tokens <= lanes:
+                    if device.subgroups and lanes % size == 0:
+                        yield {"lanes": lanes, "groups": groups, "rows": rows, "tokens": tokens, "subgroup": size}
+                    yield {"lanes": lanes, "groups": groups, "rows": rows, "tokens": tokens, "subgroup": 0}
+
+    def cost(self, site: Site, s: Schedule) -> float:
+        device, (n, k) = site.device, site.shape("w")[-2:]
+        x, y, z = self.grid(site, s)
+        workgroups = x * y * z
+        # the device idles while fewer invocations run than it has, and while the last wave runs
+        waves = divide(workgroups * self.threads(site, s), device.width) * device.width / max(workgroups * self.threads(site, s), 1)
+        again = 4 * k * s["tokens"] * workgroups * s["groups"] * 0.1        # x is read by every group, from the cache
+        barriers = 0 if s["subgroup"] and s["lanes"] <= s["subgroup"] else 2 + (0 if s["subgroup"] else s["lanes"].bit_length())
+        read, products = self._work(site, s)
+        return device.launch * (1 + 0.02 * barriers) + (read * waves + again) / device.bandwidth + 2 * products / device.flops
+
+    def grid(self, site: Site, s: Schedule) -> tuple[int, int, int]:
+        return *spread(divide(site.shape("w")[-2], s["rows"] * s["groups"]), site.device), divide(self._total(site), s["tokens"])
+
+    def threads(self, site: Site, s: Schedule) -> int:
+        return s["lanes"] * s["groups"]
+
+    def workgroup_bytes(self, site: Site, s: Schedule) -> int:
+        sums = s["tokens"] * (s["rows"] + bool(site.prologue))
+        if s["subgroup"]:
+            return 16 * divide(sums * self.threads(site, s) // s["subgroup"], 4) if s["lanes"] > s["subgroup"] else 0
+        return 4 * sums * self.threads(site, s)
+
+    def context(self, site: Site, s: Schedule) -> dict[str, object]:
+        return {"total": self._total(site), "across": self.grid(site, s)[0]}
+
+    def _total(self, site: Site) -> int:
+        """Rows of the result."""
+        return site.value("x").size // site.shape("x")[-1]
+
+    def _tokens(self, site: Site) -> int:
+        """Rows of the result that one workgroup makes."""
+        return next(t for t in (1, 2, 4, 8) if t >= min(self._total(site), 8))
+
+    def _work(self, site: Site, s: Schedule) -> tuple[int, int]:
+        """Bytes of w to read and products to add up."""
+        return site.bytes("w") * divide(self._total(site), s["tokens"]), site.value("w").size * self._total(site)

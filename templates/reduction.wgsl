@@ -1,0 +1,56 @@
+$# Sum or maximum over the `lanes` invocations that share a result; every one of them gets it.
+$# lanes: a power of two; threads: the workgroup; subgroup: its size, or 0 to go through workgroup memory.
+
+$$ macro scratch(count, lanes, threads, subgroup)
+$$ if not subgroup
+var<workgroup> scratch: array<f32, {{ count * threads }}>;
+$$ elif lanes > subgroup
+var<workgroup> scratch: array<f32, {{ count * threads // subgroup }}>;
+$$ endif
+$$ endmacro
+
+$$ macro combine(op, a, b)
+{{ "max(%s, %s)" % (a, b) if op == "max" else "%s + %s" % (a, b) }}
+$$- endmacro
+
+$$ macro reduce(op, names, lanes, threads, subgroup)
+$$ if subgroup
+$$ for name in names
+    {{ name }} = {{ "subgroupMax" if op == "max" else "subgroupAdd" }}({{ name }});
+$$ endfor
+$$ if lanes > subgroup
+$$ set parts = threads // subgroup
+    if (index % {{ subgroup }}u == 0u) {
+$$ for name in names
+        scratch[{{ loop.index0 * parts }}u + index / {{ subgroup }}u] = {{ name }};
+$$ endfor
+    }
+    workgroupBarrier();
+$$ for name in names
+    {{ name }} = scratch[{{ loop.index0 * parts }}u + (index / {{ lanes }}u) * {{ lanes // subgroup }}u];
+$$ set at = loop.index0 * parts
+$$ for k in range(1, lanes // subgroup)
+    {{ name }} = {{ combine(op, name, "scratch[%du + (index / %du) * %du]" % (at + k, lanes, lanes // subgroup)) }};
+$$ endfor
+$$ endfor
+    workgroupBarrier();
+$$ endif
+$$ else
+$$ for name in names
+    scratch[{{ loop.index0 * threads }}u + index] = {{ name }};
+$$ endfor
+    workgroupBarrier();
+    for (var stride = {{ lanes // 2 }}u; stride > 0u; stride /= 2u) {
+        if (index % {{ lanes }}u < stride) {
+$$ for name in names
+            scratch[{{ loop.index0 * threads }}u + index] = {{ combine(op, "scratch[%du + index]" % (loop.index0 * threads), "scratch[%du + index + stride]" % (loop.index0 * threads)) }};
+$$ endfor
+        }
+        workgroupBarrier();
+    }
+$$ for name in names
+    {{ name }} = scratch[{{ loop.index0 * threads }}u + index / {{ lanes }}u * {{ lanes }}u];
+$$ endfor
+    workgroupBarrier();
+$$ endif
+$$ endmacro

@@ -1,0 +1,89 @@
+$# Rows of W times a few tokens: `lanes` invocations share the sums of `rows` rows for `tokens` tokens, holding x in registers across
+$# the rows. With `norm`, x is normalised on the way: the sum of squares is gathered beside the products and divided out at the end.
+{$ from "reduction.wgsl" import scratch, reduce with context $}
+$$ set U, K, N = x.unit, x.shape[-1], w.shape[-2]
+$$ set blocks, quads, units = K // w.block, w.block // U, K // U
+$$ set threads = lanes * groups
+$$ set product = "dot(%s, %s)" if U == 4 else "%s * %s"
+$$ set sums = []
+$$ for t in range(tokens)
+$$ for r in range(rows)
+$$ do sums.append("sum%d_%d" % (r, t))
+$$ endfor
+$$ if norm
+$$ do sums.append("square%d" % t)
+$$ endif
+$$ endfor
+
+$$ macro memory()
+{{ scratch(sums | length, lanes, threads, subgroup) }}
+$$- endmacro
+
+$# The invocation's place: its lane and its first row of W; and its sums.
+$$ macro place()
+    let lane = index % {{ lanes }}u;
+    let first = ((group.x + group.y * {{ across }}u) * {{ groups }}u + index / {{ lanes }}u) * {{ rows }}u;
+$$ for name in sums
+    var {{ name }} = 0.0;
+$$ endfor
+$$ endmacro
+
+$# Add the products of token t's x, which starts at unit x<t>, with the rows of the matrix that starts at row `base` of w.
+$$ macro products(base="", factor="")
+$$ for r in range(rows)
+    let row{{ r }} = ({{ base + " + " if base }}{{ "first + %du" % r if N % (rows * groups) == 0 else "min(first + %du, %du)" % (r, N - 1) }}) * {{ blocks }}u;
+$$ endfor
+    for (var block = lane; block < {{ blocks }}u; block += {{ lanes }}u) {
+$$ for r in range(rows)
+        {{ w.fetch("row%d + block" % r, "w%d" % r) }}
+$$ endfor
+$$ for j in range(quads)
+$$ if norm and norm.weight
+        let g{{ j }} = {{ norm.weight.load_unit("block * %du + %du" % (quads, j)) }};
+$$ endif
+$$ for t in range(tokens)
+        let x{{ t }}_{{ j }} = {{ x.load_unit("x%d + block * %du + %du" % (t, quads, j)) }};
+$$ if norm
+        square{{ t }} += {{ product % ("x%d_%d" % (t, j), "x%d_%d" % (t, j)) }};
+$$ endif
+        let v{{ t }}_{{ j }} = x{{ t }}_{{ j }}{{ " * g%d" % j if norm and norm.weight }}{{ " * " + factor if factor }};
+$$ endfor
+$$ for r in range(rows)
+        let q{{ r }}_{{ j }} = {{ w.quad("w%d" % r, j) }};
+$$ for t in range(tokens)
+        sum{{ r }}_{{ t }} += {{ product % ("q%d_%d" % (r, j), "v%d_%d" % (t, j)) }};
+$$ endfor
+$$ endfor
+$$ endfor
+    }
+$$ endmacro
+
+$# Finish the sums as the rows of the result from `token` on.
+$$ macro results(token, total)
+{{ reduce("sum", sums, lanes, threads, subgroup) }}
+$$ if norm
+$$ for t in range(tokens)
+    square{{ t }} = inverseSqrt(square{{ t }} / {{ K }}.0 + {{ norm.eps }});
+$$ for r in range(rows)
+    sum{{ r }}_{{ t }} *= square{{ t }};
+$$ endfor
+$$ endfor
+$$ endif
+$$ set each = 2 if pairs else 1
+$$ set items = rows // each
+    // invocation `lane` stores result `lane`
+    let mine = lane % {{ items }}u;
+    let at = {{ token }} + lane / {{ items }}u;
+$$ for part in range(each)
+    var result{{ part }} = sum{{ part }}_0;
+$$ for t in range(tokens)
+$$ for i in range(items)
+$$ if t or i
+    if (lane == {{ t * items + i }}u) { result{{ part }} = sum{{ i * each + part }}_{{ t }}; }
+$$ endif
+$$ endfor
+$$ endfor
+$$ endfor
+    let col = first / {{ each }}u + mine;
+    if (lane < {{ items * tokens }}u && col < {{ N // each }}u && at < {{ total }}u) {{ finish(["result0", "result1"] if pairs else "result0", "at", "col") }}
+$$ endmacro

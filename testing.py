@@ -1,0 +1,121 @@
+"""Hold kernels to their ops' numpy meanings: every schedule that a kernel offers, on a GPU, against `evaluate`.
+
+For kernels and models inside and outside this package:
+
+    graph = ...                                       # one op, plain or fused (tilewright.Builder writes graphs)
+    tilewright.testing.check(gpu, graph, kernel)      # every schedule that fits the device
+"""
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from .compiler.codegen import module_text, render, step_offsets
+from .compiler.device import Device
+from .compiler.ir import Choice, Graph, Op
+from .compiler.kernel import Kernel, Schedule, Site
+from .compiler.layouts import LAYOUTS
+from .compiler.ops import NUMPY, assemble, evaluate
+from .compiler.passes.tiling import fits
+from .compiler.verify import verify
+from .runtime.gpu import Gpu
+
+
+def fuse_all(graph: Graph) -> Graph:
+    """The whole graph as one fused op whose outputs are the graph's: what a kernel is given after fusion."""
+    made = {n for op in graph.ops for n in op.outputs}
+    inputs = tuple(dict.fromkeys(n for op in graph.ops for n in op.inputs if n not in made))
+    return graph if len(graph.ops) == 1 else graph.with_ops([Op("fused", inputs, graph.outputs, body=graph.ops)])
+
+
+def schedules(graph: Graph, kernel: Kernel, device: Device) -> Iterator[Schedule]:
+    """The schedules of a one-op graph that the device may run; none if the kernel does not take the op."""
+    site = Site(graph, graph.ops[0], device)
+    if kernel.accepts(site):
+        yield from (s for s in kernel.schedules(site) if fits(site, kernel, s))
+
+
+def random_feeds(graph: Graph, seed: int = 0) -> dict[str, np.ndarray]:
+    """Normal numbers for every float value that the outside gives, zeros for the others: set those that matter.
+
+    Weights in a packed layout get numbers that the layout can hold, so that both sides compute with the same ones."""
+    rng = np.random.default_rng(seed)
+    feeds: dict[str, np.ndarray] = {}
+    for name, v in graph.values.items():
+        if v.role != "temp" and not v.source:
+            array = (rng.standard_normal(v.shape) if v.dtype in ("f32", "f16") else np.zeros(v.shape)).astype(NUMPY[v.dtype])
+            layout = LAYOUTS[v.layout]
+            feeds[name] = array if v.layout == "row" else layout.unpack(layout.pack(array), v.shape)
+    return feeds
+
+
+def run(gpu: Gpu, graph: Graph, kernel: Kernel, schedule: Schedule, device: Device, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Run a one-op graph with one kernel and schedule; outputs by name. Buffers that it must fill start as NaN."""
+    op = replace(graph.ops[0], choice=Choice(kernel.name, tuple(schedule.items())))
+    site = Site(graph, op, device)
+    shader = render(site, kernel, op.choice)
+    previous = {made: old for old, made in site.aliases.items()}
+    ranges = []
+    for name in site.bound:
+        value = graph.values[name]
+        for plane in _stored(value, feeds.get(previous.get(name, name)), previous.get(name, name) in feeds):
+            buffer = gpu.buffer(max(plane.nbytes, 4))
+            gpu.write(buffer, 0, plane)
+            ranges.append((buffer, 0, max(plane.nbytes, 4)))
+    if site.steps:
+        words = [feeds[n].ravel().view(np.int32) for n in step_offsets(graph.values)]
+        step = np.concatenate(words)
+        ranges.append((gpu.buffer(step.nbytes), 0, step.nbytes))
+        gpu.write(ranges[-1][0], 0, step)
+    pipeline = gpu.pipeline(module_text(shader, "naga"), shader.bindings, str(op.choice))
+    gpu.submit([gpu.replay([(pipeline, gpu.bind(pipeline, ranges), kernel.grid(site, schedule))])])
+    result = {}
+    for name in op.outputs:
+        value, at = graph.values[name], _binding(site, name)
+        raw = gpu.read(ranges[at][0], 0, ranges[at][2])
+        layout = LAYOUTS[value.layout]
+        result[name] = raw[:value.size * NUMPY[value.dtype]().nbytes].view(NUMPY[value.dtype]).reshape(value.shape) if value.layout == "row" \
+            else layout.unpack((raw,), value.shape)
+    for buffer, _, _ in ranges:
+        buffer.destroy()
+    return result
+
+
+def _binding(site: Site, name: str) -> int:
+    return sum(len(LAYOUTS[site.values[n].layout].planes) for n in site.bound[:site.bound.index(name)])
+
+
+def _stored(value, array: np.ndarray | None, given: bool) -> tuple[np.ndarray, ...]:
+    if not given or array is None:
+        fill = np.full(value.shape, np.nan if value.dtype in ("f32", "f16") else -1, np.float32).astype(NUMPY[value.dtype])
+        array = fill
+    packed = LAYOUTS[value.layout].pack(array)
+    return tuple(np.ascontiguousarray(np.pad(p.reshape(-1), (0, -p.size * p.itemsize % 4 // p.itemsize))) for p in packed)
+
+
+def check(gpu: Gpu, graph: Graph, kernel: Kernel, device: Device, feeds: Mapping[str, np.ndarray] | None = None,
+          limit: int | None = None) -> int:
+    """Run every schedule (at most `limit`, spread evenly) of a graph of one op and compare with numpy. Returns how many ran.
+
+    Raises AssertionError naming the schedule whose result is off."""
+    graph = fuse_all(graph)
+    verify(graph, "testing")
+    site = Site(graph, graph.ops[0], device)
+    feeds = dict(random_feeds(graph) if feeds is None else feeds)
+    for name, value in graph.values.items():
+        if value.source and name not in feeds:
+            feeds[name] = assemble(name, graph.values, feeds.__getitem__)
+    want = evaluate(graph, feeds)
+    options = list(schedules(graph, kernel, device))
+    for s in options[::max(1, len(options) // limit)] if limit else options:
+        got = run(gpu, graph, kernel, s, device, feeds)
+        relative, absolute = kernel.tolerance(site)
+        for name in graph.ops[0].outputs:
+            np.testing.assert_allclose(got[name].astype(np.float64), want[name].astype(np.float64), rtol=relative, atol=absolute * max(1.0, float(np.abs(want[name]).max(initial=0))),
+                                       err_msg=f"{kernel.name} with {s} on {device.name}: %{name}\n{graph.ops[0].kinds}")
+    return len(options)
+
+
+__all__ = ["check", "fuse_all", "random_feeds", "run", "schedules"]

@@ -1,0 +1,261 @@
+"""Sampling draws the tokens that its numpy meaning draws, on every adapter, and that meaning is what the words top-k, top-p say."""
+from functools import cache
+from pathlib import Path
+
+import jinja2
+import numpy as np
+import pytest
+import wgpu
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tilewright.compiler import sampling
+from tilewright.compiler.sampling import Field
+from tilewright.runtime.sampling import idle_params, pack_params, random_bits
+
+TEMPLATES = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(Path(sampling.__file__).parent.parent / "templates"), undefined=jinja2.StrictUndefined,
+    block_start_string="{$", block_end_string="$}", line_statement_prefix="$$", trim_blocks=True, keep_trailing_newline=True)
+PLAIN = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "repeat_penalty": 1.0, "seed": 1, "step": 0, "stamp": 7}
+STAGES = {  # operands of each dispatch: name, element, whether it is written
+    "argmax_blocks": (("logits", "f32", 0), ("seen", "u32", 0), ("params", "i32", 0), ("summary", "u32", 1)),
+    "argmax": (("params", "i32", 0), ("summary", "u32", 0), ("token_out", "i32", 1), ("last", "i32", 1), ("seen", "u32", 1)),
+    "sample_blocks": (("logits", "f32", 0), ("seen", "u32", 0), ("params", "i32", 0), ("keys", "i32", 1), ("summary", "u32", 1)),
+    "sample": (("params", "i32", 0), ("keys", "i32", 0), ("summary", "u32", 0), ("token_out", "i32", 1), ("last", "i32", 1),
+               ("seen", "u32", 1)),
+}
+
+
+MASS_CHECK = """
+@group(0) @binding(0) var<storage, read> x: array<u32, 5>;
+@group(0) @binding(1) var<storage, read_write> y: array<vec2<u32>, 6>;
+@compute @workgroup_size(1)
+fn main() {
+    let a = vec2<u32>(x[0], x[1]);
+    let b = vec2<u32>(x[2], x[3]);
+    let octave = x[4] % 32u;
+    y[0] = plus(a, b);
+    y[1] = minus(a, b);
+    y[2] = portion(a, x[4]);
+    y[3] = widen(x[0], octave);
+    y[4] = vec2<u32>(narrow(widen(x[0], octave), octave), 0u);
+    y[5] = vec2<u32>(select(0u, 1u, less(a, b)), 0u);
+}
+"""
+
+
+class Operand:
+    def __init__(self, name: str):
+        self.name = name
+
+    def load(self, at: str) -> str:
+        return f"{self.name}[{at}]"
+
+    def store(self, at: str, value: str) -> str:
+        return f"{self.name}[{at}] = {value}"
+
+
+def render(stage: str, vocab: int, **schedule) -> str:
+    bindings = "".join(f"@group(0) @binding({i}) var<storage, {'read_write' if writes else 'read'}> {name}: array<{element}>;\n"
+                       for i, (name, element, writes) in enumerate(STAGES[stage]))
+    operands = {name: Operand(name) for name, _, _ in STAGES[stage]}
+    return bindings + TEMPLATES.get_template(f"{stage}.wgsl").render(vocab=vocab, **schedule, **operands)
+
+
+@cache
+def device():
+    adapters = [a for a in wgpu.gpu.enumerate_adapters_sync() if a.info["backend_type"] == "Vulkan" and "subgroup" in a.features]
+    return adapters[0].request_device_sync(required_features=["subgroup"]) if adapters else None
+
+
+@cache
+def pipeline(code: str):
+    module = device().create_shader_module(code=code)
+    return device().create_compute_pipeline(layout="auto", compute={"module": module, "entry_point": "main"})
+
+
+def submit(made, buffers: list, grid: tuple[int, ...]):
+    encoder = device().create_command_encoder()
+    run = encoder.begin_compute_pass()
+    run.set_pipeline(made)
+    run.set_bind_group(0, device().create_bind_group(layout=made.get_bind_group_layout(0), entries=[
+        {"binding": i, "resource": {"buffer": buffer}} for i, buffer in enumerate(buffers)]))
+    run.dispatch_workgroups(*grid)
+    run.end()
+    device().queue.submit([encoder.finish()])
+
+
+def play(kind: str, logits: np.ndarray, seen: np.ndarray, params: np.ndarray, **schedule):
+    """Token, last and seen after both dispatches of `argmax` or `sample`."""
+    rows, vocab = logits.shape
+    blocks = -(-vocab // schedule["block"])
+    arrays = {"logits": logits, "seen": seen, "params": params, "keys": np.zeros((rows, vocab), "i4"),
+              "summary": np.zeros((rows, blocks, 66), "u4"), "token_out": np.zeros(rows, "i4"), "last": np.full(len(seen), -5, "i4")}
+    buffers = {n: device().create_buffer_with_data(data=np.ascontiguousarray(a), usage="STORAGE|COPY_SRC") for n, a in arrays.items()}
+    for stage, grid in ((f"{kind}_blocks", (blocks, rows)), (kind, (rows,))):
+        submit(pipeline(render(stage, vocab, **schedule)), [buffers[name] for name, _, _ in STAGES[stage]], grid)
+    return [np.frombuffer(device().queue.read_buffer(buffers[n]), arrays[n].dtype).reshape(arrays[n].shape)
+            for n in ("token_out", "last", "seen")]
+
+
+@st.composite
+def batches(draw):
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    rows, vocab = draw(st.integers(1, 3)), draw(st.sampled_from([1, 2, 31, 257, 2048, 5000]))
+    logits = (rng.standard_normal((rows, vocab)) * draw(st.sampled_from([0.0, 1e-38, 0.1, 1, 4, 30, 1e30]))).astype("f4")
+    if draw(st.booleans()):
+        logits = np.round(logits)  # ties
+    if draw(st.booleans()):
+        strange = rng.random((rows, vocab)) < 0.2
+        values = np.array([-np.inf, np.inf, np.nan, -3e38, 3e38, 1e-42, -0.0], "f4")[draw(st.integers(0, 6)):]
+        logits[strange] = rng.choice(values, strange.sum())
+    params = []
+    for slot in rng.permutation(4)[:rows]:
+        idle = draw(st.integers(0, 9)) == 0
+        params.append(idle_params() if idle else pack_params(
+            temperature=draw(st.sampled_from([0, 1e-3, 0.6, 1, 2, 100])), top_k=draw(st.sampled_from([0, 1, 2, 10, 40, 300, 10**6])),
+            top_p=draw(st.sampled_from([1, 0.999, 0.9, 0.5, 1e-6])), min_p=draw(st.sampled_from([0, 1e-4, 0.05, 0.5, 1])),
+            repeat_penalty=draw(st.sampled_from([1, 1.1, 0.8, 5])), seed=draw(st.integers(0, 2**64)), step=draw(st.integers(0, 9)),
+            stamp=draw(st.sampled_from([1, 2**32 - 1])), slot=int(slot)))
+    return logits, rng.choice(np.array([0, 1, 2**32 - 1], "u4"), (4, vocab)), np.stack(params)
+
+
+SCHEDULES = [{"lanes": 64, "block": 64, "few": 8, "subgroups": False}, {"lanes": 128, "block": 1024, "few": 256, "subgroups": True}]
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: "subgroups" if s["subgroups"] else "atomics")
+@pytest.mark.parametrize("kind", ["argmax", "sample"])
+@given(batch=batches())
+@settings(max_examples=100, deadline=None)
+def test_gpu_draws_the_token_that_numpy_draws(kind, schedule, batch):
+    if not device():
+        pytest.skip("no Vulkan adapter with subgroups")
+    logits, seen, params = batch
+    want = getattr(sampling, kind)(logits, seen, params)
+    last, history = sampling.feed(want, params, np.full(4, -5, "i4"), seen)
+    for got, expected in zip(play(kind, logits, seen, params, **schedule), (want, last, history), strict=True):
+        np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize("kind", ["flat", "two levels", "slope"])
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: "subgroups" if s["subgroups"] else "atomics")
+def test_gpu_draws_deep_in_a_large_vocabulary(kind, schedule):
+    if not device():
+        pytest.skip("no Vulkan adapter with subgroups")
+    at = np.arange(32003)
+    logits = {"flat": at * 0, "two levels": at % 2 * 0.5, "slope": at * 1e-4}[kind].astype("f4")[None].repeat(3, 0)
+    seen = np.zeros((1, 32003), "u4")
+    for step in range(4):
+        options = PLAIN | {"temperature": 1, "step": step}
+        params = np.stack([pack_params(**options), pack_params(**options | {"top_k": 20000}),
+                           pack_params(**options | {"top_p": 0.7, "min_p": 0.3})])
+        np.testing.assert_array_equal(play("sample", logits, seen, params, **schedule)[0], sampling.sample(logits, seen, params))
+
+
+@given(words=st.lists(st.integers(0, 2**32 - 1) | st.sampled_from([0, 1, 2**32 - 1]), min_size=5, max_size=5))
+@settings(max_examples=60, deadline=None)
+def test_masses_add_and_multiply_like_whole_numbers(words):
+    if not device():
+        pytest.skip("no Vulkan adapter with subgroups")
+    a, b, f = words[0] | words[1] << 32, words[2] | words[3] << 32, words[4]
+    got = play_mass(tuple(words))
+    octave = f % 32
+    want = [a + b, a - b, a * f >> 32, words[0] << 31 - octave, words[0], a < b]
+    assert [int(w) for w in got] == [w % 2**64 for w in want]
+
+
+def play_mass(words: tuple[int, ...]) -> np.ndarray:
+    inputs = device().create_buffer_with_data(data=np.array(words, "u4"), usage="STORAGE")
+    output = device().create_buffer(size=48, usage="STORAGE|COPY_SRC")
+    submit(pipeline(TEMPLATES.get_template("_sampling_mass.wgsl").render() + MASS_CHECK), [inputs, output], (1,))
+    return np.frombuffer(device().queue.read_buffer(output), "u8")
+
+
+def draws(logits: np.ndarray, count: int, **options) -> np.ndarray:
+    """How often each token comes in `count` steps."""
+    logits = np.asarray(logits, "f4")[None]
+    seen = np.zeros(logits.shape, "u4")
+    params = pack_params(**PLAIN | options)[None]
+    tokens = np.empty(count, int)
+    for step in range(count):
+        params.view(np.uint32)[0, Field.RANDOM] = random_bits(11, step)
+        tokens[step] = sampling.sample(logits, seen, params)[0]
+    return np.bincount(tokens, minlength=logits.shape[1])
+
+
+def expected(logits: np.ndarray, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0) -> np.ndarray:
+    """Probabilities, straight from the definitions."""
+    p = np.exp((logits - logits.max()) / temperature)
+    order = np.argsort(-p, kind="stable")
+    p = p[order]
+    best = p[0]
+    if top_k:
+        p[top_k:] = 0
+    if top_p < 1:
+        p[1:][np.cumsum(p)[:-1] / p.sum() >= top_p] = 0
+    p[p < best * min_p] = 0
+    return (p / p.sum())[np.argsort(order)]
+
+
+@pytest.mark.parametrize("options", [
+    {}, {"temperature": 0.5}, {"top_k": 5}, {"top_p": 0.8}, {"min_p": 0.1}, {"temperature": 2.0, "top_k": 12, "top_p": 0.9, "min_p": 0.02}],
+    ids=str)
+def test_frequencies_are_the_softmax(options):
+    logits = np.random.default_rng(3).standard_normal(24) * 1.5
+    count = 8000
+    p, got = expected(logits, **options), draws(logits, count, **{"temperature": 1.0} | options)
+    assert not got[p == 0].any()
+    kept = p > 0
+    chi_square = ((got - count * p)[kept] ** 2 / (count * p[kept])).sum()
+    freedom = kept.sum() - 1
+    assert chi_square < freedom + 4 * np.sqrt(2 * freedom)
+
+
+@given(seed=st.integers(0, 2**32), top_k=st.integers(0, 60), top_p=st.floats(0.01, 1), min_p=st.floats(0, 0.99))
+@settings(max_examples=150, deadline=None)
+def test_filters_keep_what_their_definitions_keep(seed, top_k, top_p, min_p):
+    logits = np.random.default_rng(seed).standard_normal(50).astype("f4") * 3
+    kept = np.flatnonzero(expected(logits.astype("f8"), 1.0, top_k, top_p, min_p))
+    margin = [np.flatnonzero(expected(logits.astype("f8"), 1.0, top_k, min(top_p * (1 + e), 1), min_p * (1 - e))) for e in (-2e-3, 2e-3)]
+    if len(margin[0]) != len(margin[1]):
+        return  # a token stands on the edge
+    params = pack_params(**PLAIN | {"temperature": 1, "top_k": top_k, "top_p": top_p, "min_p": min_p})[None]
+    for random, want in ((0, kept[np.argmax(logits[kept])]), (2**32 - 1, kept[np.argmin(logits[kept])])):
+        params.view(np.uint32)[0, Field.RANDOM] = random
+        assert sampling.sample(logits[None], np.zeros((1, 50), "u4"), params)[0] == want
+
+
+def test_weights_follow_powers_of_two():
+    got = sampling.weight(np.arange(65536, dtype=np.int32))
+    np.testing.assert_allclose(got / 4096, 2 ** (np.arange(65536) / 65536), rtol=2e-4)
+    assert int(got.max()) * sampling.MAX_VOCAB < 2**32
+
+
+def test_greedy_takes_the_greatest_penalised_logit_and_the_lowest_index():
+    logits = np.array([[1, 4, 4, 3.9], [-1, -2, -3, np.nan]], "f4")
+    seen = np.array([[9, 7, 0, 0], [7, 0, 0, 0]], "u4")
+    for penalty, want in ((1.0, [1, 0]), (1.01, [2, 0]), (2.5, [2, 1])):
+        params = np.stack([pack_params(**PLAIN | {"temperature": 0, "repeat_penalty": penalty, "slot": s}) for s in (0, 1)])
+        assert sampling.sample(logits, seen, params).tolist() == sampling.argmax(logits, seen, params).tolist() == want
+    one = np.stack([pack_params(**PLAIN | {"temperature": 0.7, "top_k": 1, "slot": s}) for s in (0, 1)])
+    assert sampling.sample(logits, seen, one).tolist() == [1, 0]
+
+
+def test_random_bits_do_not_depend_on_the_platform():
+    assert [random_bits(0, 0), random_bits(1, 2), random_bits(2**40 + 3, 4)] == [354805152, 403953885, 160194811]
+    bits = np.array([random_bits(5, step) for step in range(4096)])
+    assert abs(np.corrcoef(bits[1:], bits[:-1])[0, 1]) < 0.06 and abs(bits.mean() / 2**32 - 0.5) < 0.02
+
+
+@pytest.mark.parametrize("wrong, sentence", [
+    ({"temperature": -1}, "temperature is -1"), ({"temperature": float("nan")}, "temperature is nan"), ({"top_k": -1}, "top_k is -1"),
+    ({"top_p": 0}, "top_p is 0"), ({"top_p": 1.5}, "top_p is 1.5"), ({"min_p": 2}, "min_p is 2"),
+    ({"repeat_penalty": 0}, "repeat_penalty is 0"), ({"stamp": 0}, "stamp is 0"), ({"step": -1}, "step is -1"),
+    ({"slot": -1}, "slot is -1")])
+def test_wrong_parameters_are_refused_with_a_sentence(wrong, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        pack_params(**PLAIN | {"temperature": 1} | wrong)
+
+
+def test_too_large_a_vocabulary_is_refused():
+    with pytest.raises(ValueError, match="at most 524288"):
+        sampling.argmax(np.zeros((1, 2**19 + 1), "f4"), np.zeros((1, 2**19 + 1), "u4"), pack_params(**PLAIN, temperature=0)[None])
