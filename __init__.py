@@ -1,1 +1,20 @@
-"""Tilewright: a graph compiler from transformer checkpoints to WGSL, and its player."""
+"""Tilewright: a graph compiler from transformer checkpoints to WGSL specialised for one GPU, and its player.
+
+    import tilewright
+    model = tilewright.load("path/to/model")
+    print(model.generate("Once upon a time"))
+"""
+from __future__ import annotations
+
+from .api import compile, load, load_tokenizer, register_model
+from .compiler.builder import Builder
+from .compiler.ir import GraphError
+from .compiler.package import Package, PackageError, open_package
+from .frontends.checkpoint import CheckpointError
+from .runtime.adapter import DeviceError
+from .runtime.generate import Model, PromptError, Stream
+from .runtime.tokenizer import Tokenizer, TokenizerError
+
+__version__ = "0.1.0"
+__all__ = ["Builder", "CheckpointError", "DeviceError", "GraphError", "Model", "Package", "PackageError", "PromptError", "Stream", "Tokenizer",
+           "TokenizerError", "compile", "load", "load_tokenizer", "open_package", "register_model"]

@@ -2,13 +2,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from .codegen import step_offsets
 from .device import Device
-from .ir import Graph, Op, Value
+from .ir import Graph, Value
 from .kernel import Site
 from .layouts import LAYOUTS, plane_bytes
 from .ops import NUMPY, assemble, buffers_of
@@ -29,8 +30,9 @@ def build_package(compiled: Compiled, device: Device, model: Mapping[str, Any], 
     used = dict.fromkeys(n for g in compiled.graphs.values() for op in g.ops for n in op.inputs if g.values[n].role == "weight")
     weights, blobs = _place_weights({n: values[n] for n in used}, device)
     states = {n: v for n, v in values.items() if v.role == "state"}
+    steps = _step_regions(compiled)
     buffers = {**blobs, **{f"state.{n}": _padded(v) for n, v in states.items()}, **_arenas(compiled),
-               "step": 4 * max(sum(v.size for v in g.role("input").values()) for g in compiled.graphs.values())}
+               "step": max((start + size for start, size in steps.values()), default=0)}
     if tokenizer_json:
         blobs["tokenizer"] = len(tokenizer_json)
     manifest: dict[str, Any] = {
@@ -44,7 +46,7 @@ def build_package(compiled: Compiled, device: Device, model: Mapping[str, Any], 
         "blobs": {n: {"size": size} for n, size in blobs.items()},
         "shaders": [{"wgsl": s.wgsl, "bindings": list(s.bindings), "needs": sorted(s.needs), "kernel": str(c)}
                     for s, c in zip(compiled.shaders, compiled.choices, strict=True)],
-        "programs": {name: _program(name, compiled, weights) for name in compiled.graphs},
+        "programs": {name: _program(name, compiled, weights, steps[name]) for name in compiled.graphs},
         "memory": {"temporaries": sum(_arenas(compiled).values()), "unshared": max((m.unshared for m in compiled.memories.values()), default=0)},
     }
 
@@ -118,20 +120,33 @@ def _requirements(compiled: Compiled, device: Device, buffers: Mapping[str, int]
     return {"name": device.name, "features": features, "limits": limits, "subgroup_size": device.subgroup_size if "subgroups" in features else 0}
 
 
-def _program(name: str, compiled: Compiled, weights: Mapping[str, list[Range]]) -> dict[str, Any]:
+def _step_regions(compiled: Compiled) -> dict[str, tuple[int, int]]:
+    """Every program's own bytes of the step buffer, so that one submission may play several."""
+    at, regions = 0, {}
+    for name, graph in compiled.graphs.items():
+        size = 4 * sum(v.size for v in graph.role("input").values())
+        regions[name] = (at, size)
+        at += -(-size // ALIGN) * ALIGN
+    return regions
+
+
+def _program(name: str, compiled: Compiled, weights: Mapping[str, list[Range]], region: tuple[int, int]) -> dict[str, Any]:
     graph = compiled.graphs[name]
     offsets = step_offsets(graph.values)
-    step = {n: [offsets[n], list(graph.values[n].shape)] for n in offsets}
-    words = sum(v.size for v in graph.role("input").values())
-    calls = compiled.calls.get(name, [])
     home = buffers_of(graph)
-    dispatches = [{"shader": shader, "grid": list(grid), "bindings": [r for n in _site(graph, op).bound for r in _ranges(graph, home[n], compiled, name, weights)]
-                   + ([("step", 0, 4 * words)] if _site(graph, op).steps else [])} for op, (shader, grid) in zip(graph.ops, calls, strict=False)]
-    return {"graph": show(graph), "step": step, "words": words, "dispatches": dispatches}
+    dispatches = []
+    for op, (shader, grid) in zip(graph.ops, compiled.calls.get(name, ()), strict=False):
+        site = Site(graph, op, Device("any"))
+        ranges = [r for n in site.bound for r in _ranges(graph, home[n], compiled, name, weights)]
+        dispatches.append({"shader": shader, "grid": list(grid), "bindings": [*ranges, *([("step", *region)] if site.steps else [])]})
+    return {"graph": show(_as_stored(graph)), "step": {n: [offsets[n], list(graph.values[n].shape)] for n in offsets},
+            "region": list(region), "dispatches": dispatches}
 
 
-def _site(graph: Graph, op: Op) -> Site:
-    return Site(graph, op, Device("any"))
+def _as_stored(graph: Graph) -> Graph:
+    """The graph over the weights that the package holds: joined ones have no source any more."""
+    read = {n for op in graph.ops for p in op.parts for n in p.inputs}
+    return graph.with_values({n: replace(v, source=()) for n, v in graph.values.items() if v.role != "weight" or n in read})
 
 
 def _ranges(graph: Graph, name: str, compiled: Compiled, program: str, weights: Mapping[str, list[Range]]) -> list[Range]:

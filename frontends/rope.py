@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from .checkpoint import CheckpointError
@@ -44,9 +45,15 @@ SCALINGS: dict[str, Callable[[Parameters, int], np.ndarray]] = {"default": _defa
 
 
 def rope_table(parameters: Parameters, dim: int, positions: int) -> np.ndarray:
-    """Cosines and sines, float32 [positions, dim / 2, 2]. Raises CheckpointError for an unknown scaling."""
+    """Cosines and sines, float32 [positions, dim / 2, 2]. Raises CheckpointError for an unknown scaling.
+
+    `inv_freq_dtype: bfloat16` among the parameters says that the model ran with frequencies rounded to that (a whole torch module cast
+    to bfloat16 has rounded them, although loading a bfloat16 checkpoint does not); without the key they are exact."""
     kind = parameters["rope_type"]
     if kind not in SCALINGS:
         raise CheckpointError(f"unknown rope_type '{kind}'; known: {', '.join(SCALINGS)}")
-    angles = np.arange(positions, dtype=np.float64)[:, None] * SCALINGS[kind](parameters, dim)
+    frequencies = SCALINGS[kind](parameters, dim)
+    if parameters.get("inv_freq_dtype") == "bfloat16":
+        frequencies = frequencies.astype(ml_dtypes.bfloat16).astype(np.float64)
+    angles = np.arange(positions, dtype=np.float64)[:, None] * frequencies
     return np.stack([np.cos(angles), np.sin(angles)], -1).astype(np.float32)

@@ -19,18 +19,17 @@ class AttentionSplit(Kernel):
 
     def schedules(self, site: Site) -> Iterator[Schedule]:
         units, together, size = self._units(site), self._group(site), site.device.subgroup_size
-        splitting = [c for c in (1, 2, 4, 8, 16, 32) if units % c == 0]
-        narrow = [c for c in splitting if units // c <= 8][:4] or splitting[-1:]
-        for cols in narrow:
+        splitting = [c for c in (1, 2, 4, 8, 16, 32) if units % c == 0][-3:]
+        for cols in splitting:
+            subgroup = size if site.device.subgroups and 1 < cols <= size else 0
             for heads in sorted({together, max(h for h in (1, 2, 3, 4) if together % h == 0)}):
-                for batch in (1, 2, 4):
-                    held = units // cols * heads * batch
-                    if held > 32 and (heads > 1 and heads == together or batch > 1):
-                        continue        # more than an invocation's registers
+                held = units // cols * heads        # vectors of a query, as many of a result, and as many of keys for a batch of `heads`
+                if held > 32 and heads > 4:
+                    continue
+                for batch in (1, 4 if held <= 8 else 2) if held <= 16 else (1,):
                     for lanes in (32, 128, 256):
-                        if site.device.subgroups and lanes % size == 0 and cols <= size:
-                            yield {"lanes": lanes, "cols": cols, "heads": heads, "batch": batch, "subgroup": size}
-                        yield {"lanes": lanes, "cols": cols, "heads": heads, "batch": batch, "subgroup": 0}
+                        if not subgroup or lanes % size == 0:
+                            yield {"lanes": lanes, "cols": cols, "heads": heads, "batch": batch, "subgroup": subgroup}
 
     def cost(self, site: Site, s: Schedule) -> float:
         device, (rows, q_heads, dim), keys = site.device, site.shape("q"), self._keys(site)
@@ -53,7 +52,7 @@ class AttentionSplit(Kernel):
     def workgroup_bytes(self, site: Site, s: Schedule) -> int:
         teams = s["lanes"] // s["cols"]
         shared = 4 * s["heads"] * s["batch"] * s["lanes"] if s["cols"] > 1 and not s["subgroup"] else 0
-        return sum(16 * divide(b, 16) for b in (4 * teams * site.shape("q")[2], 4 * teams * s["heads"], 4 * teams * s["heads"], shared))
+        return 16 * divide(4 * teams * site.shape("q")[2], 16) + 48 * divide(teams * s["heads"], 4) + 16 * divide(s["heads"], 4) + shared
 
     def context(self, site: Site, s: Schedule) -> dict[str, object]:
         attr = site.op.attr

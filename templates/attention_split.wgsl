@@ -18,6 +18,8 @@ $$ endfor
 var<workgroup> merged: array<{{ V }}, {{ teams * units }}>;
 var<workgroup> tops: array<f32, {{ teams * heads }}>;
 var<workgroup> sums: array<f32, {{ teams * heads }}>;
+var<workgroup> weights: array<f32, {{ teams * heads }}>;
+var<workgroup> best: array<f32, {{ heads }}>;
 {{ shared_lanes(heads * batch, cols, lanes, subgroup) }}
 {{ rules(mask, window, cap) }}
 @compute @workgroup_size({{ lanes }})
@@ -92,42 +94,40 @@ $$ for h in range(heads)
 $$ endfor
     }
     workgroupBarrier();
+    for (var i = index; i < {{ heads * teams }}u; i += {{ lanes }}u) {
+        let h = i / {{ teams }}u;
+        var top = {{ sinks.load("head + h") if sinks is defined else "tops[i]" }};
+        for (var t = 0u; t < {{ teams }}u; t++) { top = max(top, tops[h * {{ teams }}u + t]); }
+        weights[i] = exp(tops[i] - top);
+        if (i % {{ teams }}u == 0u) { best[h] = top; }
+    }
 $$ for h in range(heads)
+$$ set out_row = "(row * %du + head + %du)" % (q.shape[1], h)
+$$ set part = "(%s * %du + group.x) * %du" % (out_row, splits, D + 2)
     {
-        var top = tops[{{ h * teams }}u];
-        for (var i = 1u; i < {{ teams }}u; i++) { top = max(top, tops[{{ h * teams }}u + i]); }
-$$ if sinks is defined
-        let sink = {{ sinks.load("head + %du" % h) }};
-        top = max(top, sink);
-        var total = exp(sink - top);
-$$ else
-        var total = 0.0;
-$$ endif
-        for (var i = 0u; i < {{ teams }}u; i++) { total += sums[{{ h * teams }}u + i] * exp(tops[{{ h * teams }}u + i] - top); }
-        let fade = exp(top{{ h }} - top);
 $$ for u in range(per)
-        merged[team * {{ units }}u + col + {{ u * cols }}u] = acc{{ h }}_{{ u }} * fade;
+        merged[team * {{ units }}u + col + {{ u * cols }}u] = acc{{ h }}_{{ u }};
 $$ endfor
         workgroupBarrier();
         for (var i = index; i < {{ units }}u; i += {{ lanes }}u) {
-            var value = merged[i];
-            for (var t = 1u; t < {{ teams }}u; t++) { value += merged[t * {{ units }}u + i]; }
+            var value = {{ zero }};
+            var total = {{ "exp(%s - best[%d])" % (sinks.load("head + %du" % h), h) if sinks is defined else "0.0" }};
+            for (var t = 0u; t < {{ teams }}u; t++) {
+                value += weights[{{ h * teams }}u + t] * merged[t * {{ units }}u + i];
+                total += weights[{{ h * teams }}u + t] * sums[{{ h * teams }}u + t];
+            }
 $$ if divided
-            {{ out.store_unit("(row * %du + head + %du) * %du + i" % (q.shape[1], h, units), "value / max(total, 1e-30)") }};
+            {{ (out.store4 if U == 4 else out.store)("%s * %du + i" % (out_row, units), "value / max(total, 1e-30)") }};
 $$ else
-            let at = ((row * {{ q.shape[1] }}u + head + {{ h }}u) * {{ splits }}u + group.x) * {{ D + 2 }}u + i * {{ U }}u;
 $$ for e in range(U)
-            {{ out.store("at + %du" % e, "value[%d]" % e if U == 4 else "value") }};
+            {{ out.store("%s + i * %du + %du" % (part, U, e), "value[%d]" % e if U == 4 else "value") }};
 $$ endfor
+            if (i == 0u) {
+                {{ out.store("%s + %du" % (part, D), "best[%d]" % h) }};
+                {{ out.store("%s + %du" % (part, D + 1), "total") }};
+            }
 $$ endif
         }
-$$ if not divided
-        if (index == 0u) {
-            let at = ((row * {{ q.shape[1] }}u + head + {{ h }}u) * {{ splits }}u + group.x) * {{ D + 2 }}u + {{ D }}u;
-            {{ out.store("at", "top") }};
-            {{ out.store("at + 1u", "total") }};
-        }
-$$ endif
         workgroupBarrier();
     }
 $$ endfor

@@ -1,7 +1,7 @@
 """y = W[expert] x for few tokens, or the sum over a token's experts: bound by reading the chosen experts, the only ones it reads."""
 from __future__ import annotations
 
-from ..compiler.kernel import Schedule, Site
+from ..compiler.kernel import Schedule, Site, divide
 from .matvec import MatVec
 
 
@@ -18,6 +18,9 @@ class ExpertMatVec(MatVec):
 
     def _tokens(self, site: Site) -> int:
         return 1    # tokens rarely share an expert
+
+    def _passes(self, site: Site, s: Schedule) -> int:
+        return divide(site.shape("expert")[0], 8)
 
     def _work(self, site: Site, s: Schedule) -> tuple[int, int]:
         slots, experts = site.value("expert").size, site.shape("w")[0]

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from ..compiler.kernel import Kernel, Schedule, Site, divide
 from ..compiler.layouts import LAYOUTS
 
-# tile_rows, tile_cols, and the rows and cols of an invocation
-TILES = ((8, 16, 8, 2), (8, 32, 8, 4), (16, 32, 8, 4), (16, 32, 4, 4), (16, 64, 4, 4), (32, 32, 4, 4), (32, 64, 4, 4), (32, 64, 8, 4),
-         (64, 64, 4, 4), (64, 64, 8, 4), (64, 64, 8, 8), (128, 64, 8, 8), (128, 128, 8, 8))
+# tile_rows, tile_cols, and the rows and cols of an invocation. Few rows leave few tiles, which small shares spread over many invocations;
+# software adapters gather operands lane by lane, so they want large shares and few invocations.
+TILES = ((8, 64, 8, 8), (16, 64, 8, 8), (64, 64, 8, 8), (128, 64, 8, 8), (128, 128, 8, 8),
+         (32, 64, 8, 4), (64, 64, 8, 4), (16, 32, 4, 4), (32, 64, 4, 4), (16, 32, 2, 4), (16, 16, 2, 2))
 
 
 class MatMul(Kernel):
@@ -23,7 +24,7 @@ class MatMul(Kernel):
     def schedules(self, site: Site) -> Iterator[Schedule]:
         block = LAYOUTS[site.value("w").layout].block
         for tile_rows, tile_cols, rows, cols in TILES:
-            for tile_k in (16, 32, 64) if block <= 16 else (32, 64) if block <= 32 else (block,):
+            for tile_k in (16, 32) if block <= 16 else (32,) if block <= 32 else (block,):
                 yield {"tile_rows": tile_rows, "tile_cols": tile_cols, "tile_k": tile_k, "rows": rows, "cols": cols}
 
     def cost(self, site: Site, s: Schedule) -> float:
@@ -33,13 +34,13 @@ class MatMul(Kernel):
 
     def seconds(self, site: Site, s: Schedule, workgroups: int, reads: float) -> float:
         """For so many working workgroups that read so many bytes."""
-        device = site.device
-        rows, cols = s["rows"], s["cols"]
-        # operands that an invocation reads from workgroup memory for each product, and the barriers of each tile
+        device, rows, cols, lines = site.device, s["rows"], s["cols"], s["tile_rows"] + s["tile_cols"]
+        # an invocation reads rows + cols operands for rows * cols products; loading an element of a tile takes as long as some products
         efficiency = 1 / (1 + (rows + cols) / (rows * cols) + 2 / s["tile_k"])
-        slots = max(1, device.width // (4 * self.threads(site, s)))     # workgroups that are needed to keep the device busy
-        products = divide(workgroups, slots) * slots * s["tile_rows"] * s["tile_cols"] * site.shape("x")[-1]
-        return device.launch + max(2 * products / (device.flops * efficiency), reads / device.bandwidth)
+        products = (s["tile_rows"] * s["tile_cols"] + 8 * lines) * site.shape("x")[-1]
+        # products of one invocation do not wait for each other, so that a sixteenth of the device's invocations keep it busy
+        slots = max(1, device.width // (16 * self.threads(site, s)))
+        return device.launch + max(2 * products * divide(workgroups, slots) * slots / (device.flops * efficiency), reads / device.bandwidth)
 
     def grid(self, site: Site, s: Schedule) -> tuple[int, int, int]:
         return divide(site.shape("w")[-2], s["tile_cols"]), divide(self._total(site), s["tile_rows"]), 1

@@ -23,7 +23,8 @@ class MatVec(Kernel):
             for rows in (1, 2, 4, 8):
                 small = rows == least or (least < rows <= n and rows * tokens * quads <= UNROLLED)
                 if small and rows // least * tokens <= lanes:
-                    if device.subgroups and lanes % size == 0:
+                    # each result of a subgroup is one more term that every invocation adds up
+                    if device.subgroups and lanes % size == 0 and rows * tokens * lanes // size <= 2 * UNROLLED:
                         yield {"lanes": lanes, "groups": groups, "rows": rows, "tokens": tokens, "subgroup": size}
                     yield {"lanes": lanes, "groups": groups, "rows": rows, "tokens": tokens, "subgroup": 0}
 
@@ -36,7 +37,9 @@ class MatVec(Kernel):
         again = 4 * k * s["tokens"] * workgroups * s["groups"] * 0.1        # x is read by every group, from the cache
         barriers = 0 if s["subgroup"] and s["lanes"] <= s["subgroup"] else 2 + (0 if s["subgroup"] else s["lanes"].bit_length())
         read, products = self._work(site, s)
-        return device.launch * (1 + 0.02 * barriers) + (read * waves + again) / device.bandwidth + 2 * products / device.flops
+        operands = 2 * (s["rows"] + s["tokens"]) / (s["rows"] * s["tokens"])       # that an invocation reads for each product
+        work = (read * waves + again) / device.bandwidth + 2 * products * (1 + operands) / device.flops
+        return device.launch * (1 + 0.02 * barriers) + work * self._passes(site, s)
 
     def grid(self, site: Site, s: Schedule) -> tuple[int, int, int]:
         return *spread(divide(site.shape("w")[-2], s["rows"] * s["groups"]), site.device), divide(self._total(site), s["tokens"])
@@ -60,6 +63,10 @@ class MatVec(Kernel):
     def _tokens(self, site: Site) -> int:
         """Rows of the result that one workgroup makes."""
         return next(t for t in (1, 2, 4, 8) if t >= min(self._total(site), 8))
+
+    def _passes(self, site: Site, s: Schedule) -> int:
+        """How often all of w is read: beyond once, tiles do better."""
+        return divide(self._total(site), s["tokens"])
 
     def _work(self, site: Site, s: Schedule) -> tuple[int, int]:
         """Bytes of w to read and products to add up."""

@@ -30,7 +30,7 @@ $$ endmacro
 $# Sum the tile. x_row: the row of x of line `line` of the tile; w_row: the same for w, counted over all matrices.
 $$ macro products(x_row, w_row)
     let tx = index % {{ TX }}u;
-    let ty = index / {{ TX }}u;
+    let ty = {{ "index / %du" % TX if TY > 1 else "0u" }};
 $$ for r in range(rows)
 $$ for c in range(cols)
     var sum{{ r }}_{{ c }} = 0.0;

@@ -1,0 +1,148 @@
+"""The Python interface: checkpoint to package to model."""
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from .compiler.assembly import build_package
+from .compiler.device import REFERENCE, Device, device_for
+from .compiler.ir import Graph
+from .compiler.package import Package, PackageError, open_package
+from .compiler.pipeline import compile_graphs
+from .frontends.checkpoint import Checkpoint, CheckpointError, TokenizerData, open_checkpoint, read_tokenizer
+from .frontends.lower import Plan, flatten, lower
+from .frontends.models import register_model
+from .runtime.adapter import adapters, pick
+from .runtime.generate import Model
+from .runtime.gpu import Gpu
+from .runtime.player import GpuPlayer, ReferencePlayer
+from .runtime.tokenizer import Tokenizer
+from .templates import KERNELS
+
+MOST_CONTEXT = 8192             # what context=None gives at most
+NARROW = 1024                   # a device with fewer invocations at once takes smaller chunks
+
+Progress = Callable[[str, int, int], None]      # what, done, total
+
+
+def silent(what: str, done: int, total: int) -> None:
+    pass
+
+
+def open_gpu(device: str) -> Gpu | None:
+    """The GPU that a `device` argument means; None for the numpy reference, which "auto" falls back to with a word on stderr."""
+    if device == "reference":
+        return None
+    if device == "auto" and not adapters():
+        print("tilewright: no GPU adapter was found, so the numpy reference plays (slowly); install a Vulkan, Metal or D3D12 driver, "
+              "on Debian without a GPU: apt install mesa-vulkan-drivers libvulkan1", file=sys.stderr)
+        return None
+    return Gpu(pick(device))
+
+
+def record_of(gpu: Gpu | None) -> Device:
+    """The compiler's record of a device."""
+    return REFERENCE if gpu is None else device_for(gpu.info.name, gpu.features, gpu.limits, gpu.subgroup_size)
+
+
+def compile(path: str | Path, device: str = "auto", context: int | None = None, dtype: str = "f32", cache: str | None = None,
+            progress: Progress = silent) -> Package:
+    """Compile a Hugging Face folder or a GGUF file for a device: "auto", a part of an adapter's name, or "reference" (numpy).
+
+    context: positions, by default the model's, at most 8,192. dtype: storage of activations ("f32", "f16"); cache: that of keys and
+    values, as dtype by default. Raises CheckpointError, GraphError or DeviceError with one clear sentence.
+    """
+    gpu = open_gpu(device)
+    try:
+        return compile_for(open_checkpoint(path), record_of(gpu), context, dtype, cache, progress)
+    finally:
+        if gpu:
+            gpu.close()
+
+
+def compile_for(checkpoint: Checkpoint, device: Device, context: int | None = None, dtype: str = "f32", cache: str | None = None,
+                progress: Progress = silent) -> Package:
+    """Compile an opened checkpoint for a device record; needs no such device."""
+    for what, given in (("dtype", dtype), ("cache", cache or dtype)):
+        if given not in ("f32", "f16"):
+            raise CheckpointError(f"unknown {what} '{given}'; known: f32, f16")
+    lowered = lower(checkpoint, plan_for(checkpoint, device, context, dtype, cache or dtype))
+    return _package(lowered.graphs, device, lowered.model, lowered.leaf, checkpoint.tokenizer, progress)
+
+
+def _package(graphs: dict[str, Graph], device: Device, model: dict[str, Any], leaf, tokenizer: TokenizerData | None, progress: Progress) -> Package:
+    kernels = {} if device is REFERENCE else KERNELS
+    done = 0
+
+    def stage(name: str) -> None:
+        nonlocal done
+        done += 1
+        progress(f"compiling: {name}", done, 8)
+    compiled = compile_graphs(graphs, device, kernels, stage)
+    described = {k: v for k, v in asdict(tokenizer).items() if k != "json"} if tokenizer else None
+    return build_package(compiled, device, model, leaf, described, tokenizer.json if tokenizer else b"")
+
+
+def plan_for(checkpoint: Checkpoint, device: Device, context: int | None, dtype: str, cache: str) -> Plan:
+    """Program sizes for a device. Raises CheckpointError for a context beyond the model's."""
+    config = flatten(checkpoint.config)
+    most = int(config.get("max_position_embeddings") or 2048)
+    if context is not None and not 1 <= context <= most:
+        raise CheckpointError(f"a context of {context} is not possible: the model's own is {most}, so give 1 to {most}")
+    context = context or min(most, MOST_CONTEXT)
+    chunks = (16, 128) if device.width < NARROW else (64, 512)
+    return Plan(context, prefill=tuple(sorted({min(c, context) for c in chunks})), dtype=dtype, cache=cache)
+
+
+def load(path: str | Path, device: str = "auto", context: int | None = None, dtype: str | None = None, cache: str | None = None,
+         progress: Progress = silent) -> Model:
+    """Load a Hugging Face folder, a GGUF file, or a .wgpu-llama package, and get it ready to generate.
+
+    device: "auto", a part of an adapter's name, or "reference" (numpy). context, dtype and cache as for `compile`; a package has its own.
+    """
+    gpu = open_gpu(device)
+    record = record_of(gpu)
+    if is_package(path):
+        package = _fitting(open_package(path), record, context, dtype, cache, progress)
+    else:
+        package = compile_for(open_checkpoint(path), record, context, dtype or "f32", cache, progress)
+    player = GpuPlayer(package, gpu, lambda done, total: progress("loading weights", done, total)) if gpu else ReferencePlayer(package)
+    return Model(package, player, tokenizer_of(package))
+
+
+def is_package(path: str | Path) -> bool:
+    return Path(path).is_file() and Path(path).suffix not in (".gguf", ".json")
+
+
+def _fitting(package: Package, device: Device, context: int | None, dtype: str | None, cache: str | None, progress: Progress) -> Package:
+    """The package as asked for; one without compiled programs is compiled for the device."""
+    model = package.manifest["model"]
+    for what, asked in (("context", context), ("dtype", dtype), ("cache", cache)):
+        if asked is not None and asked != model[what]:
+            raise PackageError(f"the package was compiled with {what} {model[what]}, not {asked}: compile the model again")
+    if package.manifest["shaders"] or device is REFERENCE:
+        return package
+    graphs = {name: package.graph(name) for name in package.manifest["programs"]}
+    tokenizer = package.manifest["tokenizer"]
+    data = TokenizerData(json=bytes(package.blob("tokenizer")), **tokenizer) if tokenizer else None
+    return _package(graphs, device, model, package.weight, data, progress)
+
+
+def tokenizer_of(package: Package) -> Tokenizer | None:
+    described = package.manifest["tokenizer"]
+    return Tokenizer(json=bytes(package.blob("tokenizer")), **described) if described else None
+
+
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """The tokenizer of anything that holds one: a Hugging Face folder, a GGUF file, a package, a tokenizer.json."""
+    if is_package(path):
+        if (found := tokenizer_of(open_package(path))) is None:
+            raise PackageError(f"{path} holds no tokenizer")
+        return found
+    return Tokenizer(**asdict(read_tokenizer(path)))
+
+
+__all__ = ["compile", "compile_for", "load", "load_tokenizer", "open_gpu", "record_of", "register_model"]

@@ -1,0 +1,194 @@
+"""Generate text: prefill in chunks, then steps that feed their own token forward while the host reads the one before."""
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..compiler.package import Package
+from .player import GpuPlayer, ReferencePlayer
+from .sampling import pack_params
+from .tokenizer import Tokenizer, TokenizerError
+
+
+class PromptError(ValueError):
+    """A prompt that the model cannot take; the message is one clear sentence."""
+
+
+class Model:
+    """A loaded model: `logits`, `stream`, `generate`, `tokenizer`."""
+
+    def __init__(self, package: Package, player: GpuPlayer | ReferencePlayer, tokenizer: Tokenizer | None):
+        self.package, self.player, self._tokenizer = package, player, tokenizer
+        self.info: dict[str, Any] = package.manifest["model"]
+        self._turn = 0      # a stream that is not the latest has lost the caches
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        if self._tokenizer is None:
+            raise TokenizerError("the model has no tokenizer: pass token ids as the prompt")
+        return self._tokenizer
+
+    @property
+    def context(self) -> int:
+        return self.info["context"]
+
+    def logits(self, token_ids: Sequence[int]) -> np.ndarray:
+        """Teacher-forced logits, float32 [len(token_ids), vocab]. Raises PromptError for ids out of range or too many."""
+        ids = self._checked(token_ids)
+        self.player.drain()
+        self._turn += 1
+        result = np.empty((len(ids), self.info["vocab_size"]), np.float32)
+        block = max(self.info["head"])
+        for start, count in self._prefill(ids):
+            for row in range(0, count, block):
+                rows = np.minimum(np.arange(row, row + block), count - 1)
+                self.player.play([(f"head_{block}", {"row": rows})])
+                taken = min(block, count - row)
+                result[start + row:start + row + taken] = self.player.read("logits", taken)
+        return result
+
+    def stream(self, prompt: str | Sequence[int], max_tokens: int = 64, temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0,
+               min_p: float = 0.0, repeat_penalty: float = 1.0, seed: int | None = None, stop: str | Sequence[str] = ()) -> Stream:
+        """Iterate over (token id, text piece); `.finish_reason` afterwards is "stop", "length" or "context".
+
+        Samplers apply in this order: repeat penalty, temperature (0: greedy), top-k (0: off), top-p, min-p.
+        """
+        ids = self._checked(self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt)
+        if max_tokens < 0:
+            raise ValueError(f"max_tokens must not be negative, not {max_tokens}")
+        sampler = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "repeat_penalty": repeat_penalty,
+                   "seed": random.getrandbits(32) if seed is None else seed, "stamp": 1}
+        pack_params(**sampler, step=0)      # refuses what is out of range before anything runs
+        return Stream(self, ids, max_tokens, sampler, (stop,) if isinstance(stop, str) else tuple(stop))
+
+    def generate(self, prompt: str | Sequence[int], **options: Any) -> str:
+        """The text that `stream` gives, in one piece."""
+        return "".join(piece for _, piece in self.stream(prompt, **options))
+
+    def close(self) -> None:
+        """Free the device's memory."""
+        self.player.close()
+
+    def _checked(self, token_ids: Sequence[int]) -> np.ndarray:
+        ids = np.asarray(token_ids, np.int64).reshape(-1)
+        vocab = self.info["vocab_size"]
+        if not ids.size:
+            raise PromptError("the prompt is empty: give at least one token")
+        if wrong := ids[(ids < 0) | (ids >= vocab)][:1].tolist():
+            raise PromptError(f"token id {wrong[0]} is out of range: the vocabulary has ids 0 to {vocab - 1}")
+        if len(ids) > self.context:
+            raise PromptError(f"the prompt has {len(ids)} tokens but the context is {self.context}: shorten it, or load the model with a larger context")
+        return ids.astype(np.int32)
+
+    def _prefill(self, ids: np.ndarray) -> Iterator[tuple[int, int]]:
+        """Run the prompt through the caches chunk by chunk; after each: its first position and its tokens. Their hidden states stand
+        in the state `hidden` then."""
+        sizes, start = sorted(self.info["prefill"]), 0
+        while start < len(ids):
+            left = len(ids) - start
+            size = next((s for s in sizes if s >= left), sizes[-1])
+            if size > left > sizes[0] and size > 2 * left:
+                size = max(s for s in sizes if s <= left)       # two small chunks beat one that is mostly padding
+            count = min(size, left)
+            token, position = np.zeros(size, np.int32), np.full(size, -1, np.int32)
+            token[:count], position[:count] = ids[start:start + count], np.arange(start, start + count)
+            self.player.play([(f"prefill_{size}", {"token": token, "position": position, "slot": np.zeros(size, np.int32)})])
+            yield start, count
+            start += count
+
+
+class Stream:
+    """Tokens and text as they come. Stops early when it is closed or dropped; the model can be used again at once."""
+
+    def __init__(self, model: Model, ids: np.ndarray, max_tokens: int, sampler: dict[str, Any], stops: tuple[str, ...]):
+        self.finish_reason: str | None = None
+        self._model, self._ids, self._max_tokens, self._sampler, self._stops = model, ids, max_tokens, sampler, tuple(s for s in stops if s)
+        self._pieces = self._run()
+
+    def __iter__(self) -> Stream:
+        return self
+
+    def __next__(self) -> tuple[int, str]:
+        return next(self._pieces)
+
+    def close(self) -> None:
+        self._pieces.close()
+
+    def _run(self) -> Iterator[tuple[int, str]]:
+        tokenizer = self._model._tokenizer
+        decoder, held = tokenizer.decoder() if tokenizer else None, ""
+        ends = set(tokenizer.eos) if tokenizer else set()
+        last: int | None = None
+        for token in self._tokens():
+            if last is not None:
+                yield last, ""      # its text is still held back, and goes out with a later token
+                last = None
+            if token in ends:
+                self.finish_reason = "stop"
+                break
+            held += decoder.push(token) if decoder else ""
+            if (cut := _first_stop(held, self._stops)) is not None:
+                self.finish_reason = "stop"
+                yield token, held[:cut]
+                return
+            keep = _open_stop(held, self._stops)
+            piece, held = held[:len(held) - keep], held[len(held) - keep:]
+            if keep:
+                last = token
+                if piece:
+                    yield token, piece
+                    last = None
+            else:
+                yield token, piece
+        held += decoder.flush() if decoder else ""
+        if last is not None:
+            yield last, held
+        elif held:
+            yield -1, held
+
+    def _tokens(self) -> Iterator[int]:
+        """Sampled tokens: frame n + 1 is submitted before frame n's token is read."""
+        model, start = self._model, len(self._ids)
+        model.player.drain()
+        model._turn += 1
+        turn = model._turn
+        room = model.context - start
+        count = min(self._max_tokens, room)
+        self.finish_reason = "context" if room <= self._max_tokens else "length"
+        if not count:
+            return
+        if self._sampler["repeat_penalty"] != 1:
+            seen = np.zeros(model.info["vocab_size"], np.uint32)
+            seen[self._ids] = self._sampler["stamp"]
+            model.player.write("seen", seen)
+        size = 0
+        for _, size in model._prefill(self._ids):
+            pass
+        model.player.play([("head_1", {"row": np.array([size - 1], np.int32)}), self._sample(0)], frame=0)
+        try:
+            for frame in range(1, count):
+                step = {"token": np.array([-1], np.int32), "position": np.array([start + frame - 1], np.int32), "slot": np.zeros(1, np.int32)}
+                model.player.play([("decode_1", step), self._sample(frame)], frame)
+                yield int(model.player.tokens(frame - 1)[0])
+                if turn != model._turn:
+                    raise RuntimeError("this stream ended when the model was put to other work: finish one before the next")
+            yield int(model.player.tokens(count - 1)[0])
+        finally:
+            if turn == model._turn:
+                model.player.drain()
+
+    def _sample(self, frame: int) -> tuple[str, dict[str, np.ndarray]]:
+        name = "sample_1" if self._sampler["temperature"] > 0 else "greedy_1"
+        return name, {"params": pack_params(**self._sampler, step=frame)}
+
+
+def _first_stop(text: str, stops: Sequence[str]) -> int | None:
+    return min((at for s in stops if (at := text.find(s)) >= 0), default=None)
+
+
+def _open_stop(text: str, stops: Sequence[str]) -> int:
+    """How much of the end of the text may be the beginning of a stop string."""
+    return max((n for s in stops for n in range(min(len(s) - 1, len(text)), 0, -1) if text.endswith(s[:n])), default=0)

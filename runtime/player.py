@@ -1,0 +1,130 @@
+"""Play a package on a GPU: buffers and pipelines at load, then replays of its programs."""
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..compiler.package import Package
+from .adapter import DeviceError
+from .gpu import Copy, Gpu, Shader
+
+FRAMES = 2      # while the GPU plays one, the host prepares the next
+
+Call = tuple[str, Mapping[str, np.ndarray]]     # a program and its inputs, int32 of the shapes that its graph says
+DTYPES = {"f32": np.float32, "f16": np.float16, "i32": np.int32, "u32": np.uint32}
+
+
+class GpuPlayer:
+    """A loaded package. Every submission plays a few programs in order; a frame also brings the sampled tokens back."""
+
+    def __init__(self, package: Package, gpu: Gpu, progress: Callable[[int, int], None] = lambda done, total: None):
+        """progress: bytes of weights uploaded, bytes in all. Raises DeviceError when the device lacks what the package needs."""
+        self.package, self.gpu, manifest = package, gpu, package.manifest
+        check_requirements(manifest["device"], gpu)
+        self.buffers = {name: gpu.buffer(size, name) for name, size in manifest["buffers"].items()}
+        self._upload(manifest, progress)
+        made = gpu.pipelines([Shader(_enable(s), tuple(s["bindings"]), s["kernel"]) for s in manifest["shaders"]])
+        self._replays = {name: gpu.replay([(made[d["shader"]], gpu.bind(made[d["shader"]], [(self.buffers[b], at, size) for b, at, size in d["bindings"]]),
+                                            tuple(d["grid"])) for d in program["dispatches"]]) for name, program in manifest["programs"].items()}
+        self._steps = {name: np.zeros(p["region"][1] // 4, np.int32) for name, p in manifest["programs"].items()}
+        self._tokens = gpu.readback(manifest["buffers"]["state.token"], "tokens"), gpu.readback(manifest["buffers"]["state.token"], "tokens")
+        self._submitted = [0] * FRAMES
+
+    def _upload(self, manifest: Mapping[str, Any], progress: Callable[[int, int], None]) -> None:
+        names = [n for n in manifest["blobs"] if n in self.buffers]
+        total, done = sum(manifest["blobs"][n]["size"] for n in names), 0
+        for name in names:
+            self.gpu.write(self.buffers[name], 0, self.package.blob(name))
+            done += manifest["blobs"][name]["size"]
+            progress(done, total)
+
+    def play(self, calls: Sequence[Call], frame: int | None = None) -> None:
+        """Submit programs; with a frame number, its tokens can be had by `tokens` later."""
+        for program, feeds in calls:
+            self._write_step(program, feeds)
+        work: list[Any] = [self._replays[program] for program, _ in calls]
+        if frame is None:
+            self.gpu.submit(work)
+            return
+        readback = self._tokens[frame % FRAMES]
+        self._submitted[frame % FRAMES] = self.gpu.submit([*work, Copy(self.buffers["state.token"], 0, readback, 0, readback.size)])
+        readback.request()
+
+    def _write_step(self, program: str, feeds: Mapping[str, np.ndarray]) -> None:
+        entry, words = self.package.manifest["programs"][program], self._steps[program]
+        for name, array in feeds.items():
+            at = entry["step"][name][0]
+            words[at:at + array.size] = array.ravel()
+        self.gpu.write(self.buffers["step"], entry["region"][0], words)
+
+    def tokens(self, frame: int) -> np.ndarray:
+        """The tokens that a frame sampled, int32 [rows]; waits for that frame alone."""
+        return self._tokens[frame % FRAMES].wait(self._submitted[frame % FRAMES]).view(np.int32)
+
+    def drain(self) -> None:
+        """Let go of frames whose tokens nobody took."""
+        for frame, readback in enumerate(self._tokens):
+            if readback.requested:
+                readback.wait(self._submitted[frame])
+
+    def read(self, state: str, rows: int) -> np.ndarray:
+        """The first rows of a state, after everything submitted so far."""
+        entry = self.package.manifest["states"][state]
+        dtype, shape = np.dtype(DTYPES[entry["dtype"]]), (rows, *entry["shape"][1:])
+        return self.gpu.read(self.buffers[f"state.{state}"], 0, int(np.prod(shape)) * dtype.itemsize).view(dtype).reshape(shape)
+
+    def write(self, state: str, array: np.ndarray) -> None:
+        """Set a state from its start on."""
+        self.gpu.write(self.buffers[f"state.{state}"], 0, array)
+
+    def close(self) -> None:
+        for buffer in (*self.buffers.values(), *self._tokens):
+            buffer.destroy()
+
+
+class ReferencePlayer:
+    """The same interface in numpy: evaluates the graphs that the package carries."""
+
+    def __init__(self, package: Package):
+        self.package, self._states = package, package.new_states()
+        self._frames: dict[int, np.ndarray] = {}
+
+    def play(self, calls: Sequence[Call], frame: int | None = None) -> None:
+        for program, feeds in calls:
+            shapes = {n: shape for n, (_, shape) in self.package.manifest["programs"][program]["step"].items()}
+            self.package.evaluate(program, self._states, {n: np.asarray(a, np.int32).reshape(shapes[n]) for n, a in feeds.items()})
+        if frame is not None:
+            self._frames[frame % FRAMES] = self._states["token"].copy()
+
+    def tokens(self, frame: int) -> np.ndarray:
+        return self._frames[frame % FRAMES]
+
+    def drain(self) -> None:
+        self._frames.clear()
+
+    def read(self, state: str, rows: int) -> np.ndarray:
+        return self._states[state][:rows].copy()
+
+    def write(self, state: str, array: np.ndarray) -> None:
+        self._states[state].reshape(-1)[:array.size] = array.ravel()
+
+    def close(self) -> None:
+        self._states.clear()
+
+
+def _enable(shader: Mapping[str, Any]) -> str:
+    """The WGSL with the `enable` lines that naga wants (it refuses `enable subgroups;`)."""
+    return ("enable f16;\n" if "shader-f16" in shader["needs"] else "") + shader["wgsl"]
+
+
+def check_requirements(needs: Mapping[str, Any], gpu: Gpu) -> None:
+    """Raise DeviceError naming what the package was compiled for and what this device lacks."""
+    lacks = [f"the feature {f}" for f in needs["features"] if f not in gpu.features]
+    lacks += [f"{name.removeprefix('max_').replace('_', ' ')} of {least:,} (it has {gpu.limits.get(name, 0):,})"
+              for name, least in needs["limits"].items() if least > gpu.limits.get(name, 0)]
+    if not lacks and needs["subgroup_size"] and needs["subgroup_size"] != gpu.subgroup_size:
+        lacks.append(f"subgroups of {needs['subgroup_size']} (it has {gpu.subgroup_size})")
+    if lacks:
+        raise DeviceError(f"the package was compiled for {needs['name']} and {gpu.info.name} lacks {'; '.join(lacks)}: compile the model for this device")
