@@ -40,10 +40,13 @@ $$ endfor
     {
         let mates = index / {{ cols }}u * {{ cols }}u;
 $$ for name in names
-$$ set at = "shared_lanes[mates + %du]"
-        {{ name }} = {{ at % (loop.index0 * threads) }};
-        for (var i = 1u; i < {{ cols }}u; i++) { {{ name }} = {{ combined % (name, "shared_lanes[mates + %du + i]" % (loop.index0 * threads)) }}; }
+        {{ name }} = shared_lanes[mates + {{ loop.index0 * threads }}u];
 $$ endfor
+        for (var i = 1u; i < {{ cols }}u; i++) {
+$$ for name in names
+            {{ name }} = {{ combined % (name, "shared_lanes[mates + %du + i]" % (loop.index0 * threads)) }};
+$$ endfor
+        }
     }
     workgroupBarrier();
 $$ endif

@@ -19,17 +19,15 @@ class AttentionSplit(Kernel):
 
     def schedules(self, site: Site) -> Iterator[Schedule]:
         units, together, size = self._units(site), self._group(site), site.device.subgroup_size
-        splitting = [c for c in (1, 2, 4, 8, 16, 32) if units % c == 0][-3:]
-        for cols in splitting:
+        for cols in [c for c in (1, 2, 4, 8, 16, 32) if units % c == 0][-3:]:
             subgroup = size if site.device.subgroups and 1 < cols <= size else 0
-            for heads in sorted({together, max(h for h in (1, 2, 3, 4) if together % h == 0)}):
-                held = units // cols * heads        # vectors of a query, as many of a result, and as many of keys for a batch of `heads`
-                if held > 32 and heads > 4:
-                    continue
-                for batch in (1, 4 if held <= 8 else 2) if held <= 16 else (1,):
-                    for lanes in (32, 128, 256):
-                        if not subgroup or lanes % size == 0:
-                            yield {"lanes": lanes, "cols": cols, "heads": heads, "batch": batch, "subgroup": subgroup}
+            per = units // cols
+            # an invocation holds per * heads vectors of queries, as many of results, and per * batch of keys and of values
+            heads = max((h for h in range(1, together + 1) if together % h == 0 and per * h <= 16), default=1)
+            for batch in sorted({1, max(b for b in (1, 2, 4) if b == 1 or (heads * b <= 16 and per * (heads + b) <= 24))}):
+                for lanes in (32, 128, 256):
+                    if not subgroup or lanes % size == 0:
+                        yield {"lanes": lanes, "cols": cols, "heads": heads, "batch": batch, "subgroup": subgroup}
 
     def cost(self, site: Site, s: Schedule) -> float:
         device, (rows, q_heads, dim), keys = site.device, site.shape("q"), self._keys(site)

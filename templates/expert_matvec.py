@@ -1,14 +1,15 @@
 """y = W[expert] x for few tokens, or the sum over a token's experts: bound by reading the chosen experts, the only ones it reads."""
 from __future__ import annotations
 
-from ..compiler.kernel import Schedule, Site, divide
+from ..compiler.kernel import Schedule, Site
 from .matvec import MatVec
 
 
 class ExpertMatVec(MatVec):
     def accepts(self, site: Site) -> bool:
-        normed = [p.kind for p in site.prologue] == ["rms_norm"] and len(site.shape("x")) == 2 and self._total(site) <= 64
-        return site.anchor.kind in ("expert_matmul", "expert_sum") and site.elementwise_epilogue and (not site.prologue or normed)
+        if site.anchor.kind not in ("expert_matmul", "expert_sum") or not site.elementwise_epilogue:
+            return False
+        return not site.prologue or ([p.kind for p in site.prologue] == ["rms_norm"] and len(site.shape("x")) == 2 and self._total(site) <= 64)
 
     def context(self, site: Site, s: Schedule) -> dict[str, object]:
         return super().context(site, s) | {"summed": site.anchor.kind == "expert_sum", "choices": site.shape("expert")[-1]}
@@ -20,7 +21,7 @@ class ExpertMatVec(MatVec):
         return 1    # tokens rarely share an expert
 
     def _passes(self, site: Site, s: Schedule) -> int:
-        return divide(site.shape("expert")[0], 8)
+        return 1
 
     def _work(self, site: Site, s: Schedule) -> tuple[int, int]:
         slots, experts = site.value("expert").size, site.shape("w")[0]

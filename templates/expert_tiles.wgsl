@@ -13,6 +13,10 @@ fn chosen(slot: u32) -> u32 { return min(u32({{ expert.load("slot") }}), {{ expe
 
 @compute @workgroup_size({{ threads }})
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) index: u32) {
+$# workgroup memory should start as zeros, but does not on every adapter
+    for (var e = index; e < {{ experts }}u; e += {{ threads }}u) { atomicStore(&counts[e], 0u); }
+    if (index == 0u) { found = vec3<u32>(); }
+    workgroupBarrier();
     for (var slot = index; slot < {{ slots }}u; slot += {{ threads }}u) { atomicAdd(&counts[chosen(slot)], 1u); }
     workgroupBarrier();
     for (var e = index; e < {{ experts }}u; e += {{ threads }}u) {

@@ -37,10 +37,11 @@ class MatMul(Kernel):
         device, rows, cols, lines = site.device, s["rows"], s["cols"], s["tile_rows"] + s["tile_cols"]
         # an invocation reads rows + cols operands for rows * cols products; loading an element of a tile takes as long as some products
         efficiency = 1 / (1 + (rows + cols) / (rows * cols) + 2 / s["tile_k"])
-        products = (s["tile_rows"] * s["tile_cols"] + 8 * lines) * site.shape("x")[-1]
+        products = (s["tile_rows"] * s["tile_cols"] + 12 * lines) * site.shape("x")[-1]
         # products of one invocation do not wait for each other, so that a sixteenth of the device's invocations keep it busy
         slots = max(1, device.width // (16 * self.threads(site, s)))
-        return device.launch + max(2 * products * divide(workgroups, slots) * slots / (device.flops * efficiency), reads / device.bandwidth)
+        barriers = 0.04 * divide(site.shape("x")[-1], s["tile_k"])
+        return device.launch * (1 + barriers) + max(2 * products * divide(workgroups, slots) * slots / (device.flops * efficiency), reads / device.bandwidth)
 
     def grid(self, site: Site, s: Schedule) -> tuple[int, int, int]:
         return divide(site.shape("w")[-2], s["tile_cols"]), divide(self._total(site), s["tile_rows"]), 1
