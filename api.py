@@ -1,6 +1,7 @@
 """The Python interface: checkpoint to package to model."""
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -34,7 +35,7 @@ def silent(what: str, done: int, total: int) -> None:
 
 def open_gpu(device: str) -> Gpu | None:
     """The GPU that a `device` argument means; None for the numpy reference, which "auto" falls back to with a word on stderr."""
-    if device == "reference":
+    if device == "reference" or os.environ.get("TILEWRIGHT_REFERENCE") == "1":
         return None
     if device == "auto" and not adapters():
         print("tilewright: no GPU adapter was found, so the numpy reference plays (slowly); install a Vulkan, Metal or D3D12 driver, "

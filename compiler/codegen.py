@@ -192,7 +192,9 @@ class Finish:
     def __call__(self, acc: str | list[str], row: str, col: str) -> str:
         """acc: the anchor's result at (row, col), or with `pairs` those at columns 2 col and 2 col + 1. Rows count over all
         leading dimensions of the result, columns over its last."""
-        return self._run(dict(zip(self._starts(), [acc] if isinstance(acc, str) else acc, strict=True)), self.site.epilogue, row, col)
+        at = int(self.site.anchor.attr("at", 0)) // (2 if self.site.pairs else 1)       # this op makes a part of the columns
+        start = dict(zip(self._starts(), [acc] if isinstance(acc, str) else acc, strict=True))
+        return self._run(start, self.site.epilogue, row, f"({col} + {at}u)" if at else col)
 
     def whole(self, row: str, col: str) -> str:
         """The statements of an op that is element-wise throughout."""

@@ -48,7 +48,8 @@ class Site:
     @property
     def elementwise_epilogue(self) -> bool:
         """Whether all that follows the anchor is element-wise, on whole results or (`unzip`) on pairs of them."""
-        return all(OPS[p.kind].elementwise or (p.kind == "unzip" and i == 0) for i, p in enumerate(self.epilogue)) and len(self.op.outputs) == 1
+        fits = all(OPS[p.kind].elementwise or (p.kind == "unzip" and i == 0) for i, p in enumerate(self.epilogue))
+        return fits and not (self.pairs and set(self.op.outputs) & set(self.anchor.outputs))
 
     @property
     def pairs(self) -> bool:

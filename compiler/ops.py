@@ -84,26 +84,53 @@ _elementwise("gelu_tanh", "a", "(0.5 * {0} * (1.0 + tanh(clamp(0.7978845608 * ({
 _elementwise("softcap", "a", "({cap} * tanh(clamp({0} / {cap}, -15.0, 15.0)))", lambda a, cap: np.float32(cap) * np.tanh(a / np.float32(cap)))
 
 
+# Rearranging.
+
+def _slice(x: Value, *, axis: int, start: int, stop: int) -> Value:
+    need(0 <= axis < len(x.shape) and 0 <= start < stop <= x.shape[axis], f"{start} to {stop} on axis {axis} is not within {x}")
+    return Value((*x.shape[:axis], stop - start, *x.shape[axis + 1:]), x.dtype)
+
+
+def _concat(a: Value, b: Value, *, axis: int) -> Value:
+    need(len(a.shape) == len(b.shape) and 0 <= axis < len(a.shape) and a.shape[:axis] + a.shape[axis + 1:] == b.shape[:axis] + b.shape[axis + 1:],
+         f"{a} and {b} do not fit together on axis {axis}")
+    return Value((*a.shape[:axis], a.shape[axis] + b.shape[axis], *a.shape[axis + 1:]), a.dtype)
+
+
+_define("slice", "x", _slice, lambda x, axis, start, stop: x.take(range(start, stop), axis))
+_define("concat", "a b", _concat, lambda a, b, axis: np.concatenate([a, b], axis))
+
+
 # Rows: lookup, norms, projections.
 
-def _store(state: Value, x: Value) -> Value:
-    need(state.shape[1:] == x.shape[1:] and x.shape[0] <= state.shape[0], f"{x} does not fit the state {state}")
+def _store(state: Value, x: Value, *, at: int = 0, count: int = 0) -> Value:
+    need(state.shape[1:] == x.shape[1:] and x.shape[0] <= state.shape[0], f"{x} does not fit {state}")
     return Value(state.shape, state.dtype)
 
 
-_define("store", "state x", _store, lambda state, x: np.concatenate([x, state[len(x):]]), wgsl="{1}", inplace={0: 0})
+def _store_reference(state, x, *, at=0, count=0):
+    state, columns = state.copy(), slice(at, at + count if count else None)
+    state[:len(x), ..., columns] = x[..., columns]
+    return state
 
 
-def _gather(table: Value, index: Value, last: Value | None = None, slot: Value | None = None, *, dtype: str = "f32") -> Value:
+# writes the first rows of a state, or of the result of another op; with `count` only so many columns from `at` on
+_define("store", "state x", _store, _store_reference, wgsl="{1}", inplace={0: 0})
+
+
+def _gather(table: Value, index: Value, last: Value | None = None, slot: Value | None = None, *, dtype: str = "f32",
+            first: int = 0) -> Value:
     need(len(table.shape) == 2, f"the table must have rows and columns, not {table}")
     need(len(index.shape) == 1, f"the index must be a list, not {index}")
     return Value((*index.shape, table.shape[1]), dtype)
 
 
-def _gather_reference(table, index, last=None, slot=None, *, dtype="f32"):
+def _gather_reference(table, index, last=None, slot=None, *, dtype="f32", first=0):
+    """first: the index of the table's first row; other rows' indices give zeros."""
     if last is not None:
         index = np.where(index < 0, last[slot], index)
-    return table[index.clip(0, len(table) - 1)]
+    found = index - first
+    return table[found.clip(0, len(table) - 1)] * ((found >= 0) & (found < len(table)))[:, None]
 
 
 def _rms_norm(x: Value, weight: Value | None = None, *, eps: float) -> Value:
@@ -116,10 +143,19 @@ def _rms_norm_reference(x, weight=None, *, eps):
     return y if weight is None else y * weight
 
 
-def _matmul(x: Value, w: Value, *, dtype: str = "") -> Value:
+def columns(width: int, at: int, result: np.ndarray) -> np.ndarray:
+    """The result as the columns from `at` on of one that has `width`, zeros elsewhere; itself where width is 0."""
+    if not width:
+        return result
+    whole = np.zeros((*result.shape[:-1], width), np.float32)
+    whole[..., at:at + result.shape[-1]] = result
+    return whole
+
+
+def _matmul(x: Value, w: Value, *, dtype: str = "", width: int = 0, at: int = 0) -> Value:
     need(len(w.shape) == 2, f"w must be a matrix [out, in], not {w}")
     need(x.shape[-1] == w.shape[1], f"x has {x.shape[-1]} columns but w takes {w.shape[1]}")
-    return Value((*x.shape[:-1], w.shape[0]), dtype or x.dtype)
+    return Value((*x.shape[:-1], width or w.shape[0]), dtype or x.dtype)
 
 
 def _split(x: Value, *, sizes: tuple[int, ...], head_dim: int = 0) -> tuple[Value, ...]:
@@ -141,7 +177,7 @@ def _unzip(x: Value) -> tuple[Value, Value]:
 
 _define("gather", "table index last? slot?", _gather, _gather_reference, anchor=True)
 _define("rms_norm", "x weight?", _rms_norm, _rms_norm_reference)
-_define("matmul", "x w", _matmul, lambda x, w, dtype="": x @ w.T, anchor=True)
+_define("matmul", "x w", _matmul, lambda x, w, dtype="", width=0, at=0: columns(width, at, x @ w.T), anchor=True)
 _define("split", "x", _split, _split_reference)
 _define("unzip", "x", _unzip, lambda x: (x[..., 0::2], x[..., 1::2]))
 
@@ -283,29 +319,29 @@ def _route_reference(logits, *, top_k, score, normalize=False):
     return chosen.astype(np.int32), scores[..., None]
 
 
-def _expert_matmul(x: Value, w: Value, expert: Value) -> Value:
+def _expert_matmul(x: Value, w: Value, expert: Value, *, width: int = 0, at: int = 0) -> Value:
     need(len(w.shape) == 3, f"w must be [experts, out, in], not {w}")
     need(x.shape[-1] == w.shape[2], f"x has {x.shape[-1]} columns but w takes {w.shape[2]}")
     need(x.shape[:-1] in (expert.shape, expert.shape[:1]), f"x {x} does not fit the choice {expert}")
-    return Value((*expert.shape, w.shape[1]), x.dtype)
+    return Value((*expert.shape, width or w.shape[1]), x.dtype)
 
 
-def _expert_matmul_reference(x, w, expert):
+def _expert_matmul_reference(x, w, expert, *, width=0, at=0):
     x = np.broadcast_to(x[:, None] if x.ndim == 2 else x, (*expert.shape, x.shape[-1]))
     out = np.zeros((*expert.shape, w.shape[1]), np.float32)
     for e in np.unique(expert):
         out[expert == e] = x[expert == e] @ w[e].T
-    return out
+    return columns(width, at, out)
 
 
-def _expert_sum(x: Value, w: Value, expert: Value, score: Value | None = None) -> Value:
+def _expert_sum(x: Value, w: Value, expert: Value, score: Value | None = None, *, width: int = 0, at: int = 0) -> Value:
     need(len(w.shape) == 3 and x.shape[-1] == w.shape[2], f"x {x} does not fit w {w}")
     need(x.shape[:-1] == expert.shape, f"x {x} does not fit the choice {expert}")
-    return Value((x.shape[0], w.shape[1]), x.dtype)
+    return Value((x.shape[0], width or w.shape[1]), x.dtype)
 
 
-def _expert_sum_reference(x, w, expert, score=None):
-    each = _expert_matmul_reference(x, w, expert)
+def _expert_sum_reference(x, w, expert, score=None, *, width=0, at=0):
+    each = _expert_matmul_reference(x, w, expert, width=width, at=at)
     return (each if score is None else each * score.reshape(*expert.shape, 1)).sum(1)
 
 
@@ -396,9 +432,10 @@ def step(graph: Graph, states: dict[str, np.ndarray], feeds: Mapping[str, np.nda
     env = {**feeds, **{n: states[n] for n in graph.role("state")}}
     for op in graph.ops:
         evaluate_op(op, graph.values, env)
-    for name, buffer in buffers_of(graph).items():
-        if graph.values[buffer].role == "state" and name in env:
-            states[buffer] = env[name]      # later names come later, so the last one stays
+    home = buffers_of(graph)
+    for name in (n for op in graph.ops for part in op.parts for n in part.outputs):
+        if graph.values[home[name]].role == "state":
+            states[home[name]] = env[name]      # the last name of a buffer stays
 
 
 def buffers_of(graph: Graph) -> dict[str, str]:
@@ -422,5 +459,5 @@ def assemble(name: str, values: Mapping[str, Value], leaf: Callable[[str], np.nd
     if how == "interleave":
         return np.stack(parts, axis=-2).reshape(*parts[0].shape[:-2], -1, parts[0].shape[-1])
     if how == "rows":
-        return parts[0][int(rest[1]):int(rest[2])]
+        return parts[0][..., int(rest[1]):int(rest[2]), :]
     raise ValueError(f"%{name} has an unknown source {how}; known: concat, interleave, rows")

@@ -15,6 +15,8 @@ def verify(graph: Graph, stage: str) -> None:
     for i, op in enumerate(graph.ops):
         def where(i=i, op=op) -> str:
             return f"after {stage}: op {i} {_describe(graph, op)}"
+        if op.kind == "fused" and not op.body:
+            raise GraphError(f"{where()} is fused but has no body")
         known = set(written)
         for part in op.parts:
             _check_op(graph, part, known, retired, where)
@@ -23,8 +25,6 @@ def verify(graph: Graph, stage: str) -> None:
                 raise GraphError(f"{where()} reads %{name} before it is written")
         if op.body:
             _check_body(op, where)
-        elif op.kind == "fused":
-            raise GraphError(f"{where()} is fused but has no body")
         if stage == "tiling" and not op.choice:
             raise GraphError(f"{where()} has no kernel")
         written |= set(op.outputs)

@@ -22,9 +22,8 @@ class Attention(AttentionSplit):
             return
         for wide, down, rows, keys in TILES:
             if dim // 4 % wide == 0 and dim // 4 // wide * rows <= 40:      # what an invocation's registers hold
-                if site.device.subgroups and wide <= size and wide * down % size == 0:
-                    yield {"wide": wide, "down": down, "rows": rows, "keys": keys, "subgroup": size}
-                yield {"wide": wide, "down": down, "rows": rows, "keys": keys, "subgroup": 0}
+                subgroup = size if site.device.subgroups and wide <= size and wide * down % size == 0 else 0
+                yield {"wide": wide, "down": down, "rows": rows, "keys": keys, "subgroup": subgroup}
 
     def cost(self, site: Site, s: Schedule) -> float:
         if "rows" not in s:

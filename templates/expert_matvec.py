@@ -9,7 +9,8 @@ class ExpertMatVec(MatVec):
     def accepts(self, site: Site) -> bool:
         if site.anchor.kind not in ("expert_matmul", "expert_sum") or not site.elementwise_epilogue:
             return False
-        return not site.prologue or ([p.kind for p in site.prologue] == ["rms_norm"] and len(site.shape("x")) == 2 and self._total(site) <= 64)
+        normed = [p.kind for p in site.prologue] == ["rms_norm"] and len(site.shape("x")) == 2 and self._total(site) <= 64
+        return not site.prologue or normed
 
     def context(self, site: Site, s: Schedule) -> dict[str, object]:
         return super().context(site, s) | {"summed": site.anchor.kind == "expert_sum", "choices": site.shape("expert")[-1]}

@@ -23,4 +23,4 @@ class Gather(Kernel):
         return divide(table.shape[1] // block, s["lanes"]), site.value("index").size, 1
 
     def context(self, site: Site, s: Schedule) -> dict[str, object]:
-        return {}
+        return {"pieces": any(k == "first" for k, _ in site.anchor.attrs)}

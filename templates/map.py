@@ -1,6 +1,7 @@
-"""Element-wise ops, and the pure rearrangements split and unzip, one invocation an element."""
+"""Element-wise ops, and the pure rearrangements, one invocation an element."""
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from ..compiler.kernel import Kernel, Schedule, Site, divide, spread
@@ -10,7 +11,7 @@ from ..compiler.ops import OPS
 class Map(Kernel):
     def accepts(self, site: Site) -> bool:
         first = site.op.parts[0].kind
-        return (first in ("split", "unzip") and not site.op.body) or (OPS[first].elementwise and all(OPS[p.kind].elementwise for p in site.op.parts)
+        return (first in ("split", "unzip", "slice", "concat") and not site.op.body) or (OPS[first].elementwise and all(OPS[p.kind].elementwise for p in site.op.parts)
                                                                          and len(site.op.outputs) == 1)
 
     def schedules(self, site: Site) -> Iterator[Schedule]:
@@ -24,7 +25,8 @@ class Map(Kernel):
 
     def context(self, site: Site, s: Schedule) -> dict[str, object]:
         lead = site.values[site.op.inputs[0]] if site.op.parts[0].kind in ("split", "unzip") else site.out
-        return {"kind": site.op.parts[0].kind, "count": self._count(site), "width": lead.shape[-1] if lead.shape else 1, "across": self.grid(site, s)[0]}
+        axis = int(site.anchor.attr("axis", 0))
+        return {"inner": math.prod(site.out.shape[axis + 1:]), "kind": site.op.parts[0].kind, "count": self._count(site), "width": lead.shape[-1] if lead.shape else 1, "across": self.grid(site, s)[0]}
 
     def _count(self, site: Site) -> int:
         if site.op.parts[0].kind in ("split", "unzip"):

@@ -24,7 +24,8 @@ class MatMul(Kernel):
     def schedules(self, site: Site) -> Iterator[Schedule]:
         block = LAYOUTS[site.value("w").layout].block
         for tile_rows, tile_cols, rows, cols in TILES:
-            for tile_k in (16, 32) if block <= 16 else (32,) if block <= 32 else (block,):
+            least = 16 if tile_rows + tile_cols > 128 else 32       # so that some schedules of all tiles keep to 16 KiB
+            for tile_k in dict.fromkeys(max(k, block) for k in (least, 32)):
                 yield {"tile_rows": tile_rows, "tile_cols": tile_cols, "tile_k": tile_k, "rows": rows, "cols": cols}
 
     def cost(self, site: Site, s: Schedule) -> float:
@@ -40,8 +41,9 @@ class MatMul(Kernel):
         products = (s["tile_rows"] * s["tile_cols"] + 12 * lines) * site.shape("x")[-1]
         # products of one invocation do not wait for each other, so that a sixteenth of the device's invocations keep it busy
         slots = max(1, device.width // (16 * self.threads(site, s)))
-        barriers = 0.04 * divide(site.shape("x")[-1], s["tile_k"])
-        return device.launch * (1 + barriers) + max(2 * products * divide(workgroups, slots) * slots / (device.flops * efficiency), reads / device.bandwidth)
+        barriers = 0.01 * divide(site.shape("x")[-1], s["tile_k"])
+        arithmetic = 2 * products * divide(workgroups, slots) * slots / (device.flops * efficiency)
+        return device.launch * (1 + barriers) + max(arithmetic, reads / device.bandwidth)
 
     def grid(self, site: Site, s: Schedule) -> tuple[int, int, int]:
         return divide(site.shape("w")[-2], s["tile_cols"]), divide(self._total(site), s["tile_rows"]), 1

@@ -34,10 +34,10 @@ class MatVec(Kernel):
         workgroups = x * y * z
         # the device idles while fewer invocations run than it has, and while the last wave runs
         waves = divide(workgroups * self.threads(site, s), device.width) * device.width / max(workgroups * self.threads(site, s), 1)
-        again = 4 * k * s["tokens"] * workgroups * s["groups"] * 0.1        # x is read by every group, from the cache
+        again = 4 * k * s["tokens"] * workgroups * s["groups"] * 0.05       # x is read by every group, from the cache
         barriers = 0 if s["subgroup"] and s["lanes"] <= s["subgroup"] else 2 + (0 if s["subgroup"] else s["lanes"].bit_length())
         read, products = self._work(site, s)
-        operands = 2 * (s["rows"] + s["tokens"]) / (s["rows"] * s["tokens"])       # that an invocation reads for each product
+        operands = 1.5 * (s["rows"] + s["tokens"]) / (s["rows"] * s["tokens"])       # that an invocation reads for each product
         work = (read * waves + again) / device.bandwidth + 2 * products * (1 + operands) / device.flops
         return device.launch * (1 + 0.02 * barriers) + work * self._passes(site, s)
 

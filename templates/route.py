@@ -8,7 +8,7 @@ from ..compiler.kernel import Kernel, Schedule, Site, divide, spread
 
 class Route(Kernel):
     def accepts(self, site: Site) -> bool:
-        return site.op.kind == "route" and site.shape("logits")[-1] <= 1024 and site.anchor.attr("top_k") <= 64
+        return site.op.kind == "route" and site.shape("logits")[-1] <= 1024 and self._top(site) <= 64
 
     def schedules(self, site: Site) -> Iterator[Schedule]:
         size = site.device.subgroup_size
@@ -28,10 +28,13 @@ class Route(Kernel):
 
     def workgroup_bytes(self, site: Site, s: Schedule) -> int:
         sums = 16 * divide(s["lanes"] // s["subgroup"], 4) if s["subgroup"] else 4 * s["lanes"]
-        return 16 * divide(site.shape("logits")[-1], 4) + 16 * divide(int(site.anchor.attr("top_k")), 4) + sums
+        return 16 * divide(site.shape("logits")[-1], 4) + 16 * divide(self._top(site), 4) + sums
 
     def context(self, site: Site, s: Schedule) -> dict[str, object]:
         return {"tokens": self._tokens(site), "across": self.grid(site, s)[0]}
+
+    def _top(self, site: Site) -> int:
+        return site.out.shape[-1]
 
     def _tokens(self, site: Site) -> int:
         return site.value("logits").size // site.shape("logits")[-1]

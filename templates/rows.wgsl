@@ -31,7 +31,8 @@ $$ endmacro
 $# Add the products of token t's x, which starts at unit x<t>, with the rows of the matrix that starts at row `base` of w.
 $$ macro products(base="", factor="")
 $$ for r in range(rows)
-    let row{{ r }} = ({{ base + " + " if base }}{{ "first + %du" % r if N % (rows * groups) == 0 else "min(first + %du, %du)" % (r, N - 1) }}) * {{ blocks }}u;
+$$ set row = "first + %du" % r
+    let row{{ r }} = ({{ base + " + " if base }}{{ row if N % (rows * groups) == 0 else "min(%s, %du)" % (row, N - 1) }}) * {{ blocks }}u;
 $$ endfor
     for (var block = lane; block < {{ blocks }}u; block += {{ lanes }}u) {
 $$ for r in range(rows)
@@ -85,5 +86,6 @@ $$ endfor
 $$ endfor
 $$ endfor
     let col = first / {{ each }}u + mine;
-    if (lane < {{ items * tokens }}u && col < {{ N // each }}u && at < {{ total }}u) {{ finish(["result0", "result1"] if pairs else "result0", "at", "col") }}
+    if (lane < {{ items * tokens }}u && col < {{ N // each }}u && at < {{ total }}u)
+        {{ finish(["result0", "result1"] if pairs else "result0", "at", "col") }}
 $$ endmacro

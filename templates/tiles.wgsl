@@ -22,10 +22,21 @@ $$- endmacro
 
 $# Name the i-th item of `count` that the invocation loads: its line, and its place of `each` in the line.
 $$ macro item(name, i, count, each)
-        let {{ name }}{{ i }} = {{ "index + %du" % (i * threads) if (i + 1) * threads <= count else "min(index + %du, %du)" % (i * threads, count - 1) }};
-        let {{ name }}{{ i }}_line = {{ name }}{{ i }} / {{ each }}u;
-        let {{ name }}{{ i }}_k = {{ name }}{{ i }} % {{ each }}u;
-$$ endmacro
+$$ set at = "index + %du" % (i * threads)
+        let {{ name }} = {{ at if (i + 1) * threads <= count else "min(%s, %du)" % (at, count - 1) }};
+        let {{ name }}_line = {{ name }} / {{ each }}u;
+        let {{ name }}_k = {{ name }} % {{ each }}u;
+$$- endmacro
+
+$# Open the block that keeps the i-th item, if the invocation has one.
+$$ macro kept(i, count)
+{{ "" if (i + 1) * threads <= count else "if (index < %du) " % (count - i * threads) }}{
+$$- endmacro
+
+$# A quad, or zeros beyond the last column.
+$$ macro quad_or_zeros(quad, at, count)
+{{ quad if whole else "select(vec4<f32>(), %s, %s < %du)" % (quad, at, count) }}
+$$- endmacro
 
 $# Sum the tile. x_row: the row of x of line `line` of the tile; w_row: the same for w, counted over all matrices.
 $$ macro products(x_row, w_row)
@@ -37,31 +48,39 @@ $$ for c in range(cols)
 $$ endfor
 $$ endfor
     for (var k = 0u; k < {{ K }}u; k += {{ tile_k }}u) {
-$$ set x_count, w_count, w_each = tile_rows * Q, tile_cols * tile_k // w.block, tile_k // w.block
+$$ set x_count, x_blocks = tile_rows * Q, K // 4
+$$ set w_each, w_blocks = tile_k // w.block, K // w.block
+$$ set w_count = tile_cols * w_each
 $$ set x_steps, w_steps = (x_count + threads - 1) // threads, (w_count + threads - 1) // threads
 $# all loads come before the first barrier: they wait for memory while others still multiply
 $$ for i in range(w_steps)
-{{ item("w", i, w_count, w_each) }}
-        let w{{ i }}_at = k / {{ w.block }}u + w{{ i }}_k;
-        {{ w.fetch("(%s) * %du + %s" % (w_row.replace("line", "w%d_line" % i), K // w.block, "w%d_at" % i if whole else "min(w%d_at, %du)" % (i, K // w.block - 1)), "w%d_block" % i) }}
+$$ set me = "w%d" % i
+{{ item(me, i, w_count, w_each) }}
+        let {{ me }}_at = k / {{ w.block }}u + {{ me }}_k;
+        let {{ me }}_start = ({{ w_row.replace("line", me + "_line") }}) * {{ w_blocks }}u;
+        {{ w.fetch("%s_start + %s" % (me, me + "_at" if whole else "min(%s_at, %du)" % (me, w_blocks - 1)), me + "_block") }}
 $$ endfor
 $$ for i in range(x_steps)
-{{ item("x", i, x_count, Q) }}
-        let x{{ i }}_at = k / 4u + x{{ i }}_k;
-        let x{{ i }}_quad = {{ x.load4("(%s) * %du + %s" % (x_row.replace("line", "x%d_line" % i), K // 4, "x%d_at" % i if whole else "min(x%d_at, %du)" % (i, K // 4 - 1))) }};
+$$ set me = "x%d" % i
+{{ item(me, i, x_count, Q) }}
+        let {{ me }}_at = k / 4u + {{ me }}_k;
+        let {{ me }}_start = ({{ x_row.replace("line", me + "_line") }}) * {{ x_blocks }}u;
+        let {{ me }}_quad = {{ x.load4("%s_start + %s" % (me, me + "_at" if whole else "min(%s_at, %du)" % (me, x_blocks - 1))) }};
 $$ endfor
         workgroupBarrier();
 $$ for i in range(w_steps)
-        {{ "" if (i + 1) * threads <= w_count else "if (index < %du) " % (w_count - i * threads) }}{
+$$ set me = "w%d" % i
+        {{ kept(i, w_count) }}
 $$ for j in range(w.block // 4)
-$$ set quad = w.quad("w%d_block" % i, j)
-            ws[{{ spot("w%d_line" % i, "w%d_k * %du + %du" % (i, w.block // 4, j), TX, tile_cols) }}] = {{ quad if whole else "select(vec4<f32>(), %s, w%d_at < %du)" % (quad, i, K // w.block) }};
+            ws[{{ spot(me + "_line", "%s_k * %du + %du" % (me, w.block // 4, j), TX, tile_cols) }}]
+                = {{ quad_or_zeros(w.quad(me + "_block", j), me + "_at", w_blocks) }};
 $$ endfor
         }
 $$ endfor
 $$ for i in range(x_steps)
-        {{ "" if (i + 1) * threads <= x_count else "if (index < %du) " % (x_count - i * threads) }}{
-            xs[{{ spot("x%d_line" % i, "x%d_k" % i, TY, tile_rows) }}] = {{ "x%d_quad" % i if whole else "select(vec4<f32>(), x%d_quad, x%d_at < %du)" % (i, i, K // 4) }};
+$$ set me = "x%d" % i
+        {{ kept(i, x_count) }}
+            xs[{{ spot(me + "_line", me + "_k", TY, tile_rows) }}] = {{ quad_or_zeros(me + "_quad", me + "_at", x_blocks) }};
         }
 $$ endfor
         workgroupBarrier();
@@ -75,7 +94,8 @@ $$ for r in range(rows)
             let a{{ r }} = xs[xy + {{ r * TY }}u];
 $$ for c in range(cols)
 $$ set a, b = "a%d" % r, "b%d" % c
-            sum{{ r }}_{{ c }} = fma({{ a }}.w, {{ b }}.w, fma({{ a }}.z, {{ b }}.z, fma({{ a }}.y, {{ b }}.y, fma({{ a }}.x, {{ b }}.x, sum{{ r }}_{{ c }}))));
+            sum{{ r }}_{{ c }} = fma({{ a }}.y, {{ b }}.y, fma({{ a }}.x, {{ b }}.x, sum{{ r }}_{{ c }}));
+            sum{{ r }}_{{ c }} = fma({{ a }}.w, {{ b }}.w, fma({{ a }}.z, {{ b }}.z, sum{{ r }}_{{ c }}));
 $$ endfor
 $$ endfor
         }
@@ -90,6 +110,7 @@ $$- endmacro
 $# Finish the tile whose first column is `first_col`. row: the result's row of the tile's row `line`; count: how many rows are real.
 $$ macro results(row, count, first_col, factor="")
 $$ set each = 2 if pairs else 1
+$$ set tail = " * factor" if factor else ""
 $$ for r in range(rows)
     if (ty + {{ r * TY }}u < {{ count }}) {
         let row = {{ row.replace("line", "(ty + %du)" % (r * TY)) }};
@@ -97,8 +118,9 @@ $$ if factor
         let factor = {{ factor }};
 $$ endif
 $$ for c in range(0, cols, each)
-$$ set tail = " * factor" if factor else ""
-        if ({{ first_col }} / {{ each }}u + tx + {{ c // each * TX }}u < {{ N // each }}u) {{ finish(["sum%d_%d%s" % (r, c, tail), "sum%d_%d%s" % (r, c + 1, tail)] if pairs else "sum%d_%d%s" % (r, c, tail), "row", "(%s / %du + tx + %du)" % (first_col, each, c // each * TX)) }}
+        let col{{ c }} = {{ first_col }} / {{ each }}u + tx + {{ c // each * TX }}u;
+$$ set result = "sum%d_%d%s" % (r, c, tail)
+        if (col{{ c }} < {{ N // each }}u) {{ finish([result, "sum%d_%d%s" % (r, c + 1, tail)] if pairs else result, "row", "col%d" % c) }}
 $$ endfor
     }
 $$ endfor

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping
 from ..device import Device
 from ..ir import Graph, Op
 from ..kernel import Kernel, Site
+from ..liveness import drop_dead
 from ..ops import OPS
-from .simplify import drop_dead
 
 # cheap enough to run again in every reader rather than once on its own
 REPEATED = ("rms_norm",)

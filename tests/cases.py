@@ -1,0 +1,281 @@
+"""Small awkward graphs for every kernel, with feeds that make sense: what the tests of kernels go through."""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+
+from tilewright.compiler import sampling
+from tilewright.compiler.builder import Builder
+from tilewright.compiler.ir import Graph
+from tilewright.compiler.ops import OPS
+from tilewright.runtime.sampling import idle_params, pack_params
+from tilewright.testing import fuse_all, random_feeds
+
+Feeds = dict[str, np.ndarray]
+Maker = Callable[[str], Iterable[tuple[str, Graph, Feeds]]]     # element type to label, graph, and the feeds that are not random
+
+
+class Case(NamedTuple):
+    """A graph of one op, plain or fused, for a kernel, and an array for all that the outside gives it."""
+
+    kernel: str
+    label: str
+    graph: Graph
+    feeds: Feeds
+
+
+MAKERS: dict[str, Maker] = {}
+
+
+def cases() -> Iterator[Case]:
+    """All cases; kernels that store activations have them in f32 and in f16."""
+    for kernel, make in MAKERS.items():
+        for dtype in ("f32", "f16"):
+            for label, graph, given in make(dtype):
+                graph = fuse_all(graph)
+                yield Case(kernel, f"{label} {dtype}", graph, random_feeds(graph, seed=len(label)) | given)
+
+
+def of(kernel: str) -> Callable[[Maker], Maker]:
+    """Enter a function as the maker of a kernel's cases."""
+    return lambda make: MAKERS.setdefault(kernel, make)
+
+
+def ints(*values: int) -> np.ndarray:
+    return np.array(values, np.int32)
+
+
+# Rows: element by element, lookup, norms, projections.
+
+@of("map")
+def maps(dtype: str):
+    g = Builder()
+    x, bias = g.state("x", (3, 5, 7), dtype), g.weight("bias", (7,))
+    scale = g.weight("scale", (5, 1))
+    yield "broadcast", g.graph(g.softcap(g.mul(g.gelu_tanh(g.add(x, bias)), scale), cap=3.0)), {}
+    g = Builder()
+    yield "split", g.graph(*g.op("split", g.state("x", (3, 26), dtype), sizes=(12, 5, 9))), {}
+    g = Builder()
+    yield "split heads", g.graph(*g.op("split", g.state("x", (3, 24), dtype), sizes=(16, 8), head_dim=4)), {}
+    g = Builder()
+    yield "unzip", g.graph(*g.op("unzip", g.state("x", (5, 34), dtype))), {}
+    g = Builder()
+    yield "store", g.graph(g.store(g.state("kept", (7, 33), dtype), g.state("x", (4, 33), dtype))), {}
+
+
+@of("gather")
+def gathers(dtype: str):
+    for label, columns, layout in (("odd rows", 33, "row"), ("quads", 300, "row"), ("bf16", 520, "bf16"), ("f16 weight", 24, "f16")):
+        g = Builder()
+        table, last = g.weight("table", (11, columns), layout=layout), g.state("last", (4,), "i32")
+        y = g.gather(table, g.input("token", (5,)), last, g.input("slot", (5,)), dtype=dtype)
+        yield label, g.graph(y), {"token": ints(3, -1, 10, 0, -1), "slot": ints(0, 3, 1, 2, 1), "last": ints(7, 2, 9, 10)}
+    g = Builder()
+    y = g.gather(g.state("hidden", (9, 36), dtype), g.input("row", (2,)), dtype=dtype)
+    yield "plain and scaled", g.graph(g.scale(y, by=2.5)), {"row": ints(8, 0)}
+
+
+@of("rms_norm")
+def norms(dtype: str):
+    for label, shape, weight in (("odd", (3, 37), True), ("quads", (5, 132), True), ("heads", (3, 5, 64), False)):
+        g = Builder()
+        x = g.state("x", shape, dtype)
+        y = g.rms_norm(x, g.weight("w", shape[-1:]), eps=1e-5) if weight else g.rms_norm(x, eps=1e-6)
+        yield label, g.graph(y), {}
+    g = Builder()
+    y = g.rms_norm(g.state("x", (3, 36), dtype), g.weight("w", (36,)), eps=1e-5)
+    yield "residual after", g.graph(g.add(y, g.state("r", (3, 36), dtype))), {}
+
+
+def project(dtype: str, rows: tuple[int, ...], out: int, columns: int, layout: str = "row", norm: bool = False, after: str = "") -> Graph:
+    """x W^T, perhaps with a norm before and element-wise ops after."""
+    g = Builder()
+    x = g.state("x", (*rows, columns), dtype)
+    if norm:
+        x = g.rms_norm(x, g.weight("norm", (columns,)), eps=1e-5)
+    return g.graph(_after(g, g.matmul(x, g.weight("w", (out, columns), layout=layout)), after))
+
+
+def _after(g: Builder, y: str, how: str) -> str:
+    if how == "residual":
+        return g.add(g.state("residual", g.shape(y), g.values[y].dtype), y)
+    if how == "gated":
+        gate, up = g.unzip(y)
+        return g.mul(g.silu(gate), up)
+    return y
+
+
+@of("matvec")
+def matvecs(dtype: str):
+    make = partial(project, dtype)
+    yield "odd columns", make((1,), 13, 37), {}
+    yield "bf16", make((1,), 50, 200, "bf16", after="residual"), {}
+    yield "norm, gated", make((1,), 66, 136, "f16", norm=True, after="gated"), {}
+    yield "3 tokens, norm", make((3,), 21, 72, norm=True), {}
+    yield "11 tokens", make((11,), 19, 40, "bf16"), {}
+
+
+@of("matmul")
+def matmuls(dtype: str):
+    make = partial(project, dtype)
+    yield "plain", make((37,), 70, 44), {}
+    yield "bf16", make((19,), 34, 72, "bf16", after="residual"), {}
+    yield "gated", make((2, 9), 66, 40, "f16", after="gated"), {}
+
+
+# Experts.
+
+@of("route")
+def routes(dtype: str):
+    for label, shape, top_k, score, normalize in (("sigmoid", (5, 6), 1, "sigmoid", False), ("softmax", (3, 130), 8, "softmax", False),
+                                                  ("normalized", (2, 17), 4, "softmax", True), ("over the chosen", (1, 32), 4, "softmax_chosen", False)):
+        g = Builder()
+        yield label, g.graph(*g.op("route", g.state("logits", shape, dtype), top_k=top_k, score=score, normalize=normalize)), {}
+
+
+def experts(dtype: str, tokens: int, choices: int, *, layout: str = "row", summed: bool = False, after: str = "", scored: bool = False):
+    """expert_matmul of token rows, or expert_sum of a row for every choice, of 5 experts."""
+    g = Builder()
+    x = g.state("x", (tokens, choices, 40) if summed else (tokens, 40), dtype)
+    w, expert = g.weight("w", (5, 22, 40), layout=layout), g.state("expert", (tokens, choices), "i32")
+    score = [g.state("score", (tokens, choices, 1))] if scored else []
+    y = g.expert_sum(x, w, expert, *score) if summed else g.expert_matmul(x, w, expert)
+    y = _after(g, y if summed or not scored else g.mul(y, *score), after)
+    chosen = (np.arange(tokens * choices).reshape(tokens, choices) * 3 % 5).astype(np.int32)
+    return g.graph(y), {"expert": np.where(chosen == 2, 0, chosen)}     # one expert without tokens
+
+
+@of("expert_matvec")
+def expert_matvecs(dtype: str):
+    yield "scored", *experts(dtype, 3, 2, scored=True)
+    yield "gated", *experts(dtype, 2, 1, layout="bf16", after="gated")
+    yield "sum", *experts(dtype, 3, 2, layout="f16", summed=True, scored=True)
+    yield "sum, residual", *experts(dtype, 1, 4, summed=True, after="residual")
+
+
+@of("expert_tiles")
+def expert_tiles(dtype: str):
+    yield "scored", *experts(dtype, 21, 2, scored=True)
+    yield "gated", *experts(dtype, 33, 1, layout="bf16", after="gated")
+    yield "sum, residual", *experts(dtype, 18, 1, layout="f16", summed=True, after="residual")
+
+
+# Attention.
+
+@of("heads")
+def heads(dtype: str):
+    """Llama's, with rotary halves; Llama 4's, with pairs and the norm after; one without RoPE, with a partial one; padding rows."""
+    at = {"position": ints(9, 2, -1, 13, 0), "slot": ints(0, 1, 0, 2, 1)}
+    for label, dim, rotary, interleaved, norm in (("halves", 8, 4, False, ""), ("pairs, norm after", 6, 3, True, "after"),
+                                                  ("partial, norm before", 68, 8, False, "before")):
+        g = Builder()
+        yield label, g.graph(*_heads(g, dtype, dim, rotary, interleaved, norm)), at
+    g = Builder()
+    q, = g.op("split", g.state("x", (5, 24), dtype), sizes=(24,), head_dim=8)
+    yield "scaled by position", g.graph(g.position_scale(q, g.weight("factor", (16,)), g.input("position", (5,)))), {"position": at["position"]}
+
+
+def _heads(g: Builder, dtype: str, dim: int, rotary: int, interleaved: bool, norm: str) -> list[str]:
+    """3 query heads and 2 of keys and values: split, RoPE and norm of the first two, cache writes."""
+    q, k, v = g.op("split", g.state("x", (5, 7 * dim), dtype), sizes=(3 * dim, 2 * dim, 2 * dim), head_dim=dim)
+    position, slot, table = g.input("position", (5,)), g.input("slot", (5,)), g.weight("table", (16, rotary, 2))
+    done = []
+    for x in (q, k):
+        if norm == "before":
+            x = g.rms_norm(x, g.weight(f"norm_{x}", (dim,)), eps=1e-5)
+        x = g.rope(x, table, position, interleaved=interleaved)
+        done.append(g.rms_norm(x, eps=1e-5) if norm == "after" else x)
+    caches = [g.cache_write(g.state(name, (3, 2, 10, dim), dtype), x, position, slot) for name, x in (("keys", done[1]), ("values", v))]
+    return [done[0], *caches]
+
+
+class Shape(NamedTuple):
+    """Of an attention: rows, query heads, key heads, head size, rows of a cache."""
+
+    rows: int
+    heads: int
+    shared: int
+    dim: int
+    cache: int
+
+
+def attend(kind: str, dtype: str, s: Shape, sinks: bool = False, **attrs) -> Graph:
+    g = Builder()
+    q = g.state("q", (s.rows, s.heads, s.dim), dtype)
+    keys, values = (g.state(n, (3, s.shared, s.cache, s.dim), dtype) for n in ("keys", "values"))
+    more = [g.weight("sinks", (s.heads,))] if sinks else []
+    return g.graph(*g.op(kind, q, keys, values, g.input("position", (s.rows,)), g.input("slot", (s.rows,)), *more, scale=s.dim**-0.5, **attrs))
+
+
+SINGLES = {"position": ints(39, -1, 0, 17), "slot": ints(2, 0, 1, 0)}      # rows of different sequences, one of them padding
+
+
+@of("attention")
+def attentions(dtype: str):
+    make = partial(attend, "attention", dtype)
+    yield "rows", make(Shape(4, 6, 2, 12, 40), sinks=True), SINGLES
+    yield "rows, odd heads", make(Shape(4, 3, 3, 10, 24), mask="chunked", window=16), SINGLES
+    run = {"position": ints(*range(20, 33), -1, -1), "slot": np.full(15, 1, np.int32)}
+    yield "sequence", make(Shape(15, 6, 2, 16, 40), sequence=True, sinks=True), run
+    yield "sequence, ring", make(Shape(15, 4, 4, 64, 27), sequence=True, mask="sliding", window=12, cap=5.0), run
+    yield "sequence, chunks", make(Shape(15, 5, 1, 32, 40), sequence=True, mask="chunked", window=25), run
+
+
+@of("attention_split")
+def attention_splits(dtype: str):
+    make = partial(attend, "attention_split", dtype)
+    yield "full", make(Shape(4, 6, 2, 12, 40), splits=3), SINGLES
+    yield "ring", make(Shape(4, 8, 2, 64, 20), splits=5, mask="sliding", window=15), SINGLES
+    yield "odd heads", make(Shape(4, 3, 3, 10, 24), splits=2, mask="chunked", window=16, cap=4.0), SINGLES
+
+
+@of("attention_merge")
+def attention_merges(dtype: str):
+    for label, shape, sinks in (("plain", (2, 3, 1, 12), False), ("sinks", (3, 2, 5, 70), True), ("many", (1, 4, 40, 130), False)):
+        g = Builder()
+        more = [g.weight("sinks", shape[1:2])] if sinks else []
+        rng = np.random.default_rng(1)
+        parts = rng.standard_normal(shape).astype(np.float32)
+        parts[..., -1] = rng.uniform(0.5, 3, shape[:-1])            # sums of weights
+        yield label, g.graph(g.attention_merge(g.state("parts", shape), *more, dtype=dtype)), {"parts": parts}
+
+
+# Sampling: the second dispatch is fed with what the first one means.
+
+def _sampler(kind: str, vocab: int, idle: bool) -> tuple[Builder, list[str], Feeds, tuple[str, ...]]:
+    """The first dispatch over three rows, one of them greedy; an idle row has no defined blocks."""
+    rng = np.random.default_rng(vocab)
+    rows = [pack_params(0.8, 40, 0.9, 0.02, 1.2, 5, 1, 7, slot=2), pack_params(0, 0, 1.0, 0.0, 1.1, 0, 0, 3, slot=0),
+            idle_params() if idle else pack_params(1.5, 0, 1.0, 0.0, 1.0, 9, 4, 1, slot=1)]
+    feeds = {"logits": (3 * rng.standard_normal((4, vocab))).astype(np.float32), "params": np.stack(rows),
+             "seen": rng.choice(np.array([0, 1, 3, 7], np.uint32), (3, vocab))}
+    g = Builder()
+    names = [g.state("logits", (4, vocab)), g.state("seen", (3, vocab), "u32"), g.input("params", (3, sampling.RECORD))]
+    return g, names, feeds, g.op(f"{kind}_blocks", *names, block=64)
+
+
+def _first(kind: str, dtype: str):
+    for vocab in (257, 64) if dtype == "f32" else ():
+        g, _, feeds, made = _sampler(kind, vocab, idle=False)
+        yield f"vocabulary {vocab}", g.graph(*made), feeds
+
+
+def _second(kind: str, dtype: str):
+    for vocab in (257, 1000) if dtype == "f32" else ():
+        before, (logits, seen, params), feeds, made = _sampler(kind, vocab, idle=True)
+        blocks = OPS[f"{kind}_blocks"].reference(feeds[logits], feeds[seen], feeds[params], block=64)
+        found = dict(zip(made, blocks if isinstance(blocks, tuple) else (blocks,), strict=True))
+        g = Builder()
+        names = [g.input(params, (3, sampling.RECORD)), *(g.state(n, a.shape, before.values[n].dtype) for n, a in found.items()),
+                 g.state("token", (5,), "i32"), g.state("last", (3,), "i32"), g.state(seen, feeds[seen].shape, "u32")]
+        yield f"vocabulary {vocab}", g.graph(*g.op(kind, *names, block=64)), {params: feeds[params], seen: feeds[seen], **found}
+
+
+for _kind in ("argmax", "sample"):
+    MAKERS |= {f"{_kind}_blocks": partial(_first, _kind), _kind: partial(_second, _kind)}
+
+
+__all__ = ["Case", "cases"]

@@ -1,0 +1,229 @@
+"""Every pass leaves graphs that verify and mean what they meant before."""
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tilewright.api import plan_for
+from tilewright.compiler.builder import Builder
+from tilewright.compiler.device import shipped_devices
+from tilewright.compiler.ir import Graph, GraphError, Op
+from tilewright.compiler.liveness import drop_dead
+from tilewright.compiler.ops import OPS, assemble, evaluate_op, step
+from tilewright.compiler.passes.cut import cut_weights
+from tilewright.compiler.passes.fusion import fuse
+from tilewright.compiler.passes.memory import Memory, Place, check, place
+from tilewright.compiler.passes.simplify import simplify
+from tilewright.compiler.passes.tiling import candidates, tile
+from tilewright.compiler.kernel import Site
+from tilewright.compiler.pipeline import compile_graphs, run_stages
+from tilewright.compiler.text import read, show
+from tilewright.compiler.verify import verify
+from tilewright.frontends.checkpoint import open_checkpoint
+from tilewright.frontends.lower import lower
+from tilewright.templates import KERNELS
+
+TRUTH = Path(__file__).parent / "data" / "truth"
+DEVICES = {d.name: d for d in shipped_devices()}
+SMALL = replace(DEVICES["llvmpipe"], name="small", limits={**DEVICES["llvmpipe"].limits, "max_storage_buffer_binding_size": 16384})
+
+
+def lowered(model: str, dtype: str = "f32"):
+    checkpoint = open_checkpoint(TRUTH / model)
+    return lower(checkpoint, replace(plan_for(checkpoint, DEVICES["llvmpipe"], 160, dtype, dtype), prefill=(8, 16)))
+
+
+def everything(graph: Graph, low, states: dict) -> dict:
+    """All states after one run, by the name of their buffer; caches that were cut by heads are put together again."""
+    rng = np.random.default_rng(0)
+    rows = graph.values["token"].shape[0] if "token" in graph.values else 0
+    feeds = {n: assemble(n, graph.values, low.leaf).astype(np.float32) for n in graph.role("weight") if not graph.values[n].source}
+    feeds |= {n: assemble(n, graph.values, low.leaf).astype(np.float32) for n, v in graph.role("weight").items() if v.source}
+    if rows:
+        count = max(1, rows - 3)
+        position = np.where(np.arange(rows) < count, np.arange(rows) + 20, -1).astype(np.int32)
+        feeds |= {"token": rng.integers(0, 256, rows).astype(np.int32), "position": position, "slot": np.zeros(rows, np.int32)}
+    mine = {}
+    for name, value in graph.role("state").items():
+        whole, _, part = name.rpartition(".") if name not in states else (name, "", "")
+        source = states[whole]
+        mine[name] = (np.split(source, source.shape[1] // value.shape[1], axis=1)[int(part)] if part else source).copy()
+    step(graph, mine, feeds)
+    parts = {n: a for n, a in mine.items() if n in states}
+    for name in states.keys() - parts.keys():
+        found = [mine[f"{name}.{g}"] for g in range(len(mine)) if f"{name}.{g}" in mine]
+        if found:
+            parts[name] = np.concatenate(found, axis=1)
+    return parts
+
+
+@pytest.mark.parametrize("device", [DEVICES["llvmpipe"], DEVICES["NVIDIA H200"], SMALL], ids=lambda d: d.name)
+@pytest.mark.parametrize("model", ["llama", "llama4", "llama4-top2-dense-mix"])
+def test_every_stage_means_what_the_frontend_said(model, device):
+    low = lowered(model)
+    graphs = {n: low.graphs[n] for n in ("prefill_8", "decode_1")}
+    rng = np.random.default_rng(1)
+    states = {n: (rng.standard_normal(v.shape) if v.dtype == "f32" else np.zeros(v.shape)).astype(np.float32 if v.dtype == "f32" else np.int32)
+              for g in graphs.values() for n, v in g.role("state").items()}
+    wanted: dict[str, dict] = {}
+    for stage, now, _ in run_stages(graphs, device, KERNELS):
+        for program, graph in now.items():
+            got = everything(graph, low, states)
+            want = wanted.setdefault(program, got)
+            for name, array in want.items():
+                np.testing.assert_allclose(got[name], array, rtol=2e-4, atol=2e-4, err_msg=f"{program} after {stage}: {name}")
+            assert read(show(graph)) == graph, f"{program} after {stage} does not read back"
+
+
+def test_small_bindings_cut_weights_and_caches():
+    graphs = dict(run_last(lowered("llama4").graphs, SMALL))
+    kinds = {k for op in graphs["decode_1"].ops for k in op.kinds}
+    assert {"store", "concat"} <= kinds and any(".rows" in n for n in graphs["decode_1"].values)
+    tiny = replace(SMALL, limits={**SMALL.limits, "max_storage_buffer_binding_size": 64})
+    with pytest.raises(GraphError, match=r"one head of .* binds at most 64|one row of .* binds at most 64"):
+        run_last(lowered("llama4").graphs, tiny)
+
+
+def run_last(graphs, device):
+    return list(run_stages(graphs, device, KERNELS))[-1][1]
+
+
+@pytest.mark.parametrize("model", ["llama", "llama4"])
+def test_projections_join_and_dense_layers_take_seven_dispatches(model):
+    low = lowered(model)
+    compiled = compile_graphs({"decode_1": low.graphs["decode_1"]}, DEVICES["NVIDIA H200"], KERNELS)
+    graph = compiled.graphs["decode_1"]
+    if model == "llama":
+        assert len(graph.ops) == 4 * 7 + 2
+    assert sum("unzip" in op.kinds for op in graph.ops) == (4 if model == "llama" else 8)
+    assert len(compiled.shaders) < len(graph.ops) / 2, "equal layers share shaders"
+
+
+def test_memory_shares_and_keeps_reads_and_writes_apart():
+    graph = run_last(lowered("llama4").graphs, DEVICES["llvmpipe"])["prefill_16"]
+    memory = place(graph)
+    assert sum(memory.arenas) < 0.6 * memory.unshared
+    check(graph, memory)
+    first, second = list(memory.places)[:2]
+    clash = Memory({**memory.places, first: Place(0, 0, 1 << 20), second: Place(0, 0, 1 << 20)}, memory.arenas, memory.unshared)
+    together = Memory({n: Place(0, p.offset, p.size) for n, p in memory.places.items()}, memory.arenas, memory.unshared)
+    for broken in (clash, together):
+        with pytest.raises(GraphError, match="in one arena|still to be read"):
+            check(graph, broken)
+
+
+def chain() -> Graph:
+    g = Builder()
+    x, w, norm = g.state("x", (1, 32)), g.weight("w", (16, 32)), g.weight("n", (32,))
+    return g.graph(g.add(g.matmul(g.rms_norm(x, norm, eps=1e-5), w), g.state("r", (1, 16))))
+
+
+def test_fusion_takes_prologue_and_epilogue_in():
+    fused = fuse(chain(), DEVICES["llvmpipe"], KERNELS)
+    assert [op.kinds for op in fused.ops] == [("rms_norm", "matmul", "add")]
+    verify(fused, "fusion")
+
+
+def test_fusion_keeps_to_the_binding_count():
+    few = replace(DEVICES["llvmpipe"], limits={**DEVICES["llvmpipe"].limits, "max_storage_buffers_per_shader_stage": 4})
+    for op in fuse(chain(), few, KERNELS).ops:
+        assert Site(chain(), op, few).bindings <= 4
+
+
+def test_dead_ops_go():
+    g = Builder()
+    x = g.state("x", (1, 32))
+    g.silu(x)
+    assert [op.kind for op in drop_dead(g.graph(g.scale(x, by=2.0))).ops] == ["scale"]
+
+
+def test_tuned_choices_win():
+    graph = simplify(chain())
+    site = Site(graph, graph.ops[1], DEVICES["llvmpipe"])
+    slowest = candidates(site, KERNELS)[-1][1]
+    tuned = replace(DEVICES["llvmpipe"], tuned={site.signature: slowest})
+    assert tile(graph, tuned, KERNELS).ops[1].choice == slowest != tile(graph, DEVICES["llvmpipe"], KERNELS).ops[1].choice
+
+
+def test_devices_get_different_tiles():
+    low = lowered("llama")
+    choices = {name: [op.choice for op in run_last({"p": low.graphs["prefill_16"]}, DEVICES[name])["p"].ops] for name in ("llvmpipe", "NVIDIA H200")}
+    assert choices["llvmpipe"] != choices["NVIDIA H200"]
+
+
+def test_no_kernel_is_a_sentence():
+    weak = replace(DEVICES["llvmpipe"], limits={**DEVICES["llvmpipe"].limits, "max_compute_invocations_per_workgroup": 1})
+    with pytest.raises(GraphError, match=r"no kernel runs .*rms_norm.* on llvmpipe: .* invocations, the device allows 1"):
+        tile(simplify(chain()), weak, KERNELS)
+
+
+BROKEN = {
+    "reads %later before it is written": lambda g: g.with_ops([replace(g.ops[0], inputs=("later",)), *g.ops[1:]]),
+    "is no op; known: ": lambda g: g.with_ops([replace(g.ops[0], kind="conjure"), *g.ops[1:]]),
+    "a second time": lambda g: g.with_ops([g.ops[0], g.ops[0]]),
+    "does not type: the weight": lambda g: g.with_values({**g.values, "n": replace(g.values["n"], shape=(31,))}),
+    "but its operands give": lambda g: g.with_values({**g.values, "matmul1": replace(g.values["matmul1"], shape=(1, 17))}),
+    "has the unknown layout": lambda g: g.with_values({**g.values, "w": replace(g.values["w"], layout="q99")}),
+    "dimensions are whole numbers above 0": lambda g: g.with_values({**g.values, "w": replace(g.values["w"], shape=(0, 32))}),
+    "is fused but has no body": lambda g: g.with_ops([Op("fused", ("x",), ("rms_norm0",)), *g.ops[1:]]),
+    "never written": lambda g: replace(g, outputs=("nothing",)),
+    "more than one anchor": lambda g: g.with_ops([g.ops[0], Op("fused", ("rms_norm0", "w", "r"), ("matmul1", "add2"), body=(
+        g.ops[1], replace(g.ops[1], outputs=("again",)), g.ops[2]))], {**g.values, "again": g.values["matmul1"]}),
+}
+
+
+@pytest.mark.parametrize("sentence", BROKEN)
+def test_verify_refuses_with_the_stage_and_the_reason(sentence):
+    with pytest.raises(GraphError, match=sentence.replace("%", ".")) as error:
+        verify(BROKEN[sentence](chain()), "simplify")
+    assert str(error.value).startswith("after simplify: ")
+
+
+def test_verify_refuses_a_read_of_renamed_state():
+    g = Builder()
+    cache, x = g.state("k", (1, 2, 8, 4)), g.state("x", (3, 2, 4))
+    position, slot = g.input("position", (3,)), g.input("slot", (3,))
+    new = g.cache_write(cache, x, position, slot)
+    y = g.attention(g.state("q", (3, 2, 4)), cache, new, position, slot, scale=1.0)
+    with pytest.raises(GraphError, match=r"reads %k, whose buffer is called %cache_write0 by now"):
+        verify(g.graph(y, new), "frontend")
+
+
+def test_builder_refuses_what_does_not_type():
+    g = Builder()
+    with pytest.raises(GraphError, match="x has 4 columns but w takes 5"):
+        g.matmul(g.state("x", (1, 4)), g.weight("w", (3, 5)))
+    with pytest.raises(AttributeError, match="levitate is no op; known: .*matmul"):
+        g.levitate("x")
+
+
+def test_text_reads_back_and_refuses_nonsense():
+    graph = fuse(simplify(chain()), DEVICES["llvmpipe"], KERNELS)
+    assert read(show(graph)) == graph
+    with pytest.raises(GraphError, match="not a line of a graph: hello"):
+        read("hello")
+
+
+def test_fused_ops_keep_what_they_stand_for():
+    graph, rng = chain(), np.random.default_rng(0)
+    feeds = {n: rng.standard_normal(v.shape).astype(np.float32) for n, v in graph.values.items() if v.role != "temp"}
+    env = dict(feeds)
+    for op in graph.ops:
+        evaluate_op(op, graph.values, env)
+    fused_env = dict(feeds)
+    for op in fuse(graph, DEVICES["llvmpipe"], KERNELS).ops:
+        evaluate_op(op, graph.values, fused_env)
+    np.testing.assert_array_equal(env["add2"], fused_env["add2"])
+
+
+def test_cutting_keeps_the_meaning_of_one_projection():
+    graph = fuse(chain(), DEVICES["llvmpipe"], KERNELS)
+    cut = cut_weights(graph, replace(SMALL, limits={**SMALL.limits, "max_storage_buffer_binding_size": 1100}))
+    assert len(cut.ops) == 2 and cut.outputs == graph.outputs
+    verify(cut, "cut")
+
+
+def test_every_op_has_operands_that_its_rule_takes():
+    for kind, definition in OPS.items():
+        optional = [o.endswith("?") for o in definition.operands]
+        assert optional == sorted(optional), f"{kind}: optional operands come last"
