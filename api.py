@@ -110,7 +110,7 @@ def load(path: str | Path, device: str = "auto", context: int | None = None, dty
         package = _fitting(open_package(path), record, context, dtype, cache, progress)
     else:
         package = compile_for(open_checkpoint(path), record, context, dtype or "f32", cache, progress)
-    player = GpuPlayer(package, gpu, lambda done, total: progress("loading weights", done, total)) if gpu else ReferencePlayer(package)
+    player = GpuPlayer(package, gpu, lambda done, total: progress("loading weights", done, total), owns_gpu=True) if gpu else ReferencePlayer(package)
     return Model(package, player, tokenizer_of(package))
 
 

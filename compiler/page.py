@@ -10,23 +10,27 @@ from .ir import Graph, Op
 from .report import main_kind
 from .text import show_op
 
-ROW, BOX, GAP, LETTER = 78, 40, 28, 7.0     # px: a layer's height, a box's height, space between boxes, width of a letter
+ROW, BOX, GAP, LETTER = 78, 40, 28, 7.4     # px: a layer's height, a box's height, space between boxes, width of a letter
+
+Point = tuple[float, float]
 
 FRAME = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
 body {{ margin: 0; font: 12px ui-monospace, monospace; color: #222; background: #fff; }}
 header {{ position: sticky; top: 0; background: #fffd; padding: 8px 16px; border-bottom: 1px solid #ccc; }}
 h1 {{ font-size: 14px; margin: 0 0 4px; }} header span {{ padding: 1px 6px; margin-right: 6px; border-radius: 4px; display: inline-block; }}
-#text {{ position: fixed; right: 0; bottom: 0; max-width: 60vw; max-height: 45vh; overflow: auto; margin: 0; padding: 10px;
-         background: #222e; color: #eee; white-space: pre-wrap; overflow-wrap: anywhere; pointer-events: none; }}
-svg {{ display: block; margin: 12px auto; }} text {{ font: 12px ui-monospace, monospace; text-anchor: middle; }} .type {{ font-size: 10px; fill: #555; }}
+#text {{ position: fixed; right: 0; bottom: 0; max-width: 60vw; max-height: 45vh; overflow: auto; margin: 0;
+         padding: 10px; background: #222e; color: #eee; white-space: pre-wrap; overflow-wrap: anywhere; pointer-events: none; }}
+svg {{ display: block; margin: 12px auto; }} text {{ font: 12px ui-monospace, monospace; text-anchor: middle; }}
+text.type {{ font-size: 10px; fill: #555; }}
 rect {{ stroke: #888; }} path {{ fill: none; stroke: #aaa; }} path:hover, g:hover rect {{ stroke: #000; stroke-width: 2; }}
 g:hover path {{ stroke: #d40; stroke-width: 2; }}
 </style></head><body><header><h1>{title}</h1>{legend}</header>
 {drawing}
 <pre id="text">point at an op to read it; its red lines come from the ops that it reads</pre>
 <script>
-for (const op of document.querySelectorAll("g")) op.onmouseenter = () => document.getElementById("text").textContent = op.querySelector("title").textContent;
+const panel = document.getElementById("text");
+for (const op of document.querySelectorAll("g")) op.onmouseenter = () => panel.textContent = op.querySelector("title").textContent;
 </script></body></html>
 """
 
@@ -59,19 +63,24 @@ def _draw(graph: Graph, colours: dict[str, str]) -> str:
     level = {i: number for number, layer in enumerate(layers) for i in layer}
     shapes = []
     for i, op in enumerate(graph.ops):
-        (x, y), width = at[i], widths[i]
         lines = "".join(_line(at[p], at[i], max(reach[level[p] + 1:level[i]], default=None)) for p in edges.predecessors(i))
-        kinds, under = map(escape, _labels(graph, op))
-        shapes.append(f"<g><title>{escape(chr(10).join([f'op {i}', *show_op(graph, op)]))}</title>{lines}"
-                      f'<rect x="{x - width / 2:.0f}" y="{y:.0f}" width="{width:.0f}" height="{BOX}" rx="6" fill="{colours[main_kind(op)]}"/>'
-                      f'<text x="{x:.0f}" y="{y + 17:.0f}">{kinds}</text><text class="type" x="{x:.0f}" y="{y + 32:.0f}">{under}</text></g>')
-    half = max(reach, default=0) + 160
-    return f'<svg viewBox="{-half:.0f} 0 {2 * half:.0f} {ROW * len(layers)}" width="{2 * half:.0f}" height="{ROW * len(layers)}">{"".join(shapes)}</svg>'
+        text = "\n".join([f"op {i}", *show_op(graph, op)])
+        shapes.append(f"<g><title>{escape(text)}</title>{lines}{_box(at[i], widths[i], colours[main_kind(op)], *_labels(graph, op))}</g>")
+    half, height = max(reach, default=0) + 160, ROW * len(layers)
+    return (f'<svg viewBox="{-half:.0f} 0 {2 * half:.0f} {height}" width="{2 * half:.0f}" height="{height}">\n'
+            + "\n".join(shapes) + "\n</svg>")
 
 
-def _place(edges: networkx.DiGraph, layers: list[list[int]], widths: dict[int, float]) -> tuple[dict[int, tuple[float, float]], list[float]]:
+def _box(at: Point, width: float, colour: str, kinds: str, under: str) -> str:
+    x, y = at
+    return (f'<rect x="{x - width / 2:.0f}" y="{y:.0f}" width="{width:.0f}" height="{BOX}" rx="6" fill="{colour}"/>'
+            f'<text x="{x:.0f}" y="{y + 17:.0f}">{escape(kinds)}</text>'
+            f'<text class="type" x="{x:.0f}" y="{y + 32:.0f}">{escape(under)}</text>')
+
+
+def _place(edges: networkx.DiGraph, layers: list[list[int]], widths: dict[int, float]) -> tuple[dict[int, Point], list[float]]:
     """The middle of every box's upper side, below what it reads where there is room; and how far right each layer reaches."""
-    at: dict[int, tuple[float, float]] = {}
+    at: dict[int, Point] = {}
     reach = []
     for number, layer in enumerate(layers):
         def above(i: int) -> float:
@@ -85,7 +94,7 @@ def _place(edges: networkx.DiGraph, layers: list[list[int]], widths: dict[int, f
     return at, reach
 
 
-def _line(start: tuple[float, float], end: tuple[float, float], passing: float | None) -> str:
+def _line(start: Point, end: Point, passing: float | None) -> str:
     """From one box down to another; around the layers between them, which reach `passing`, if there are any."""
     (x1, y1), (x2, y2) = (start[0], start[1] + BOX), end
     if passing is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -18,6 +18,7 @@ from .passes.tiling import candidates, exceeds
 from .text import show_op
 
 SHOWN = 12              # schedules of a long list that are worth a line
+OUTSIDE = -1            # the layer of an op that belongs to none
 
 Table = tuple[str, tuple[str, ...], list[tuple[Any, ...]]]      # title, columns, rows
 Stages = Sequence[tuple[str, Graph]]                            # one program after every pass
@@ -33,7 +34,8 @@ def describe(package: Package) -> Record:
     return {
         "model": manifest["model"],
         "device": manifest["device"],
-        "programs": {name: {"dispatches": len(p["dispatches"]), "shaders": len({d["shader"] for d in p["dispatches"]})} for name, p in programs.items()},
+        "programs": {name: {"dispatches": len(p["dispatches"]), "shaders": len({d["shader"] for d in p["dispatches"]})}
+                     for name, p in programs.items()},
         "shaders": len(shaders),
         "decode": _decode(package),
         "kernels": _kernels(shaders, programs, _decode(package)["program"]),
@@ -51,18 +53,19 @@ def _decode(package: Package) -> Record:
     if name is None or not package.manifest["programs"][name]["dispatches"]:
         return {"program": name, "dispatches": 0, "layers": [], "outside": 0}
     graph = package.graph(name)
-    counts = Counter(layer for _, layer in _by_layer(graph))
-    return {"program": name, "dispatches": len(graph.ops), "outside": counts.pop(None, 0), "layers": [counts[i] for i in sorted(counts)]}
+    counts = Counter(_layers(graph))
+    return {"program": name, "dispatches": len(graph.ops), "outside": counts[OUTSIDE],
+            "layers": [n for layer, n in sorted(counts.items()) if layer != OUTSIDE]}
 
 
-def _by_layer(graph: Graph) -> Iterator[tuple[Op, int | None]]:
-    """Every op with its layer: that of the layer's weights or state that it reads, else of the op before it."""
-    layer, readers = None, graph.readers()
+def _layers(graph: Graph) -> Iterator[int]:
+    """The layer of every op: that of the layer's weights or states that it reads, else of the op before it."""
+    layer, readers = OUTSIDE, graph.readers()
     for op in graph.ops:
         found = [int(m[1]) for n in op.inputs if (m := re.match(r"layers\.(\d+)\.", n))]
         alone = any(graph.values[n].role == "weight" and len(readers[n]) == 1 for n in op.inputs)    # such as the last norm
-        layer = found[0] if found else None if alone else layer
-        yield op, layer
+        layer = found[0] if found else OUTSIDE if alone else layer
+        yield layer
 
 
 def _kernels(shaders: list[Record], programs: Record, decode: str) -> dict[str, Record]:
@@ -99,35 +102,42 @@ def _states(manifest: Record) -> list[Record]:
 
 
 def _tensors(manifest: Record) -> list[Record]:
-    return [{"name": name, "shape": w["shape"], "dtype": w["dtype"], "layout": w["layout"], "bytes": sum(size for _, _, size in w["planes"]),
-             "buffer": w["planes"][0][0], "offset": w["planes"][0][1]} for name, w in manifest["weights"].items()]
+    return [{"name": name, "shape": w["shape"], "dtype": w["dtype"], "layout": w["layout"],
+             "bytes": sum(size for _, _, size in w["planes"]), "buffer": w["planes"][0][0], "offset": w["planes"][0][1]}
+            for name, w in manifest["weights"].items()]
 
 
 def tables(told: Record, tensors: bool = False) -> list[Table]:
     """What `describe` gives, as tables to print."""
-    model, device, memory, decode = told["model"], told["device"], told["memory"], told["decode"]
-    layers = decode["layers"] or [0]
-    per_layer = f"{min(layers)}" if min(layers) == max(layers) else f"{min(layers)} to {max(layers)}"
+    device, memory = told["device"], told["memory"]
+    limits = [(k.removeprefix("max_").replace("_", " "), f"at least {v:,}") for k, v in device["limits"].items() if v]
     found: list[Table] = [
-        ("model", ("", ""), [(k, " ".join(map(str, v)) if isinstance(v, list) else v) for k, v in model.items()]),
-        ("device", ("", ""), [("compiled for", device["name"]), ("features", ", ".join(device["features"]) or "none"),
-                              *((k.removeprefix("max_").replace("_", " "), f"at least {v:,}") for k, v in device["limits"].items() if v)]),
-        ("programs", ("program", "dispatches", "distinct shaders"), [(n, p["dispatches"], p["shaders"]) for n, p in told["programs"].items()]),
+        ("model", ("", ""), [(k, " ".join(map(str, v)) if isinstance(v, list) else v) for k, v in told["model"].items()]),
+        ("device", ("", ""), [("compiled for", device["name"]), ("features", ", ".join(device["features"]) or "none"), *limits]),
+        ("programs", ("program", "dispatches", "distinct shaders"),
+         [(n, p["dispatches"], p["shaders"]) for n, p in told["programs"].items()]),
+        *(_dispatch_tables(told) if told["shaders"] else []),
+        ("weights", ("layout", "tensors", "elements", "size"),
+         [(n, w["tensors"], f"{w['elements']:,}", amount(w["bytes"])) for n, w in told["weights"].items()]),
+        ("states", ("state", "type", "count", "size"), [(s["name"], _typed(s), s["count"], amount(s["bytes"])) for s in told["states"]]),
+        ("memory", ("", ""), [("weights", amount(memory["weights"])), ("states", amount(memory["states"])),
+                              ("temporaries", f"{amount(memory['temporaries'])} ({amount(memory['unshared'])} without sharing)"),
+                              ("step buffer", amount(memory["step"]))]),
     ]
-    if told["shaders"]:
-        found += [("a decode step", ("", ""), [("dispatches", decode["dispatches"]), ("a layer", per_layer), ("outside the layers", decode["outside"])]),
-                  (f"kernels ({told['shaders']} distinct shaders)", ("kernel", "shaders", f"dispatches in {decode['program']}", "in all programs"),
-                   [(n, k["shaders"], k["decode"], k["all"]) for n, k in told["kernels"].items()])]
-    found += [("weights", ("layout", "tensors", "elements", "size"),
-               [(n, w["tensors"], f"{w['elements']:,}", amount(w["bytes"])) for n, w in told["weights"].items()]),
-              ("states", ("state", "type", "count", "size"), [(s["name"], _typed(s), s["count"], amount(s["bytes"])) for s in told["states"]]),
-              ("memory", ("", ""), [("weights", amount(memory["weights"])), ("states", amount(memory["states"])),
-                                    ("temporaries", f"{amount(memory['temporaries'])} ({amount(memory['unshared'])} without sharing)"),
-                                    ("step buffer", amount(memory["step"]))])]
     if tensors:
         found.append(("tensors", ("tensor", "type", "layout", "size", "buffer", "offset"),
                       [(t["name"], _typed(t), t["layout"], amount(t["bytes"]), t["buffer"], f"{t['offset']:,}") for t in told["tensors"]]))
     return found
+
+
+def _dispatch_tables(told: Record) -> list[Table]:
+    decode, kernels = told["decode"], told["kernels"]
+    least, most = min(decode["layers"], default=0), max(decode["layers"], default=0)
+    return [("a decode step", ("", ""), [("dispatches", decode["dispatches"]), ("outside the layers", decode["outside"]),
+                                         ("a layer", f"{least} to {most}" if least < most else most)]),
+            (f"kernels ({told['shaders']} distinct shaders)",
+             ("kernel", "shaders", f"dispatches in {decode['program']}", "in all programs"),
+             [(n, k["shaders"], k["decode"], k["all"]) for n, k in kernels.items()])]
 
 
 def _typed(entry: Record) -> str:
@@ -152,7 +162,8 @@ def main_kind(op: Op) -> str:
 
 def list_ops(graph: Graph) -> list[str]:
     """A line an op: index, first result, kinds, kernel."""
-    rows = [(str(i), f"%{op.outputs[0]}", str(graph.values[op.outputs[0]]), "+".join(op.kinds), str(op.choice or "")) for i, op in enumerate(graph.ops)]
+    rows = [(str(i), f"%{op.outputs[0]}", str(graph.values[op.outputs[0]]), "+".join(op.kinds), str(op.choice or ""))
+            for i, op in enumerate(graph.ops)]
     widths = [max(len(row[c]) for row in rows) for c in range(4)] if rows else []
     return ["  ".join([row[0].rjust(widths[0]), *(row[c].ljust(widths[c]) for c in (1, 2, 3)), row[4]]).rstrip() for row in rows]
 
@@ -162,9 +173,11 @@ def find_op(graph: Graph, name: str) -> int:
     key = name.removeprefix("%")
     if key.isdigit() and int(key) < len(graph.ops):
         return int(key)
-    for matches in (lambda op: key in op.outputs, lambda op: any(key in p.outputs for p in op.parts), lambda op: key in op.inputs, lambda op: key in op.kinds):
+    names: tuple[Callable[[Op], Iterable[str]], ...] = (lambda op: op.outputs, lambda op: [n for p in op.parts for n in p.outputs],
+                                                        lambda op: op.inputs, lambda op: op.kinds)
+    for these in names:
         for i, op in enumerate(graph.ops):
-            if matches(op):
+            if key in these(op):
                 return i
     near = get_close_matches(key, [n for op in graph.ops for n in (*op.outputs, *op.inputs, *op.kinds)], cutoff=0.4)
     hint = f"; near it: {', '.join(dict.fromkeys(near))}" if near else ""
@@ -215,7 +228,8 @@ def explain(stages: Stages, index: int, device: Device, kernels: Mapping[str, Ke
         lines += [f"{name}: as before" if text == before else f"{name}:\n{text}"]
         before = text
     if op.choice is None:
-        return "\n".join([*lines, "", "no kernel: the numpy reference evaluates the op as it is (--device picks an adapter or a device profile)"])
+        lines += ["", "no kernel: the numpy reference evaluates the op as it is (--device picks an adapter or a device profile)"]
+        return "\n".join(lines)
     site = Site(graph, op, device)
     same = sum(Site(graph, o, device).signature == site.signature for o in graph.ops)
     lines += ["", f"schedules considered, estimated for {device.name}:", *_schedules(site, kernels), "",

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..compiler.package import Package
 from .adapter import DeviceError
-from .gpu import Copy, Gpu, Shader
+from .gpu import Copy, Dispatch, Gpu, Shader
 
 FRAMES = 2      # while the GPU plays one, the host prepares the next
 
@@ -19,15 +19,17 @@ DTYPES = {"f32": np.float32, "f16": np.float16, "i32": np.int32, "u32": np.uint3
 class GpuPlayer:
     """A loaded package. Every submission plays a few programs in order; a frame also brings the sampled tokens back."""
 
-    def __init__(self, package: Package, gpu: Gpu, progress: Callable[[int, int], None] = lambda done, total: None):
-        """progress: bytes of weights uploaded, bytes in all. Raises DeviceError when the device lacks what the package needs."""
-        self.package, self.gpu, manifest = package, gpu, package.manifest
+    def __init__(self, package: Package, gpu: Gpu, progress: Callable[[int, int], None] = lambda done, total: None,
+                 owns_gpu: bool = False):
+        """progress: bytes of weights uploaded, bytes in all. owns_gpu: `close` closes the device too. Raises DeviceError when the device lacks what the package needs."""
+        self.package, self.gpu, self._owns_gpu, manifest = package, gpu, owns_gpu, package.manifest
         check_requirements(manifest["device"], gpu)
         self.buffers = {name: gpu.buffer(size, name) for name, size in manifest["buffers"].items()}
         self._upload(manifest, progress)
         made = gpu.pipelines([Shader(_enable(s), tuple(s["bindings"]), s["kernel"]) for s in manifest["shaders"]])
-        self._replays = {name: gpu.replay([(made[d["shader"]], gpu.bind(made[d["shader"]], [(self.buffers[b], at, size) for b, at, size in d["bindings"]]),
-                                            tuple(d["grid"])) for d in program["dispatches"]]) for name, program in manifest["programs"].items()}
+        self._dispatches = {name: [(made[d["shader"]], gpu.bind(made[d["shader"]], [(self.buffers[b], at, size) for b, at, size in d["bindings"]]),
+                                    tuple(d["grid"])) for d in program["dispatches"]] for name, program in manifest["programs"].items()}
+        self._replays = {name: gpu.replay(dispatches) for name, dispatches in self._dispatches.items()}
         self._steps = {name: np.zeros(p["region"][1] // 4, np.int32) for name, p in manifest["programs"].items()}
         self._tokens = gpu.readback(manifest["buffers"]["state.token"], "tokens"), gpu.readback(manifest["buffers"]["state.token"], "tokens")
         self._submitted = [0] * FRAMES
@@ -63,6 +65,10 @@ class GpuPlayer:
         """The tokens that a frame sampled, int32 [rows]; waits for that frame alone."""
         return self._tokens[frame % FRAMES].wait(self._submitted[frame % FRAMES]).view(np.int32)
 
+    def dispatches(self, program: str) -> list[Dispatch]:
+        """The dispatches of a program, for measuring."""
+        return self._dispatches[program]
+
     def drain(self) -> None:
         """Let go of frames whose tokens nobody took."""
         for frame, readback in enumerate(self._tokens):
@@ -82,6 +88,8 @@ class GpuPlayer:
     def close(self) -> None:
         for buffer in (*self.buffers.values(), *self._tokens):
             buffer.destroy()
+        if self._owns_gpu:
+            self.gpu.close()
 
 
 class ReferencePlayer:

@@ -13,7 +13,7 @@ $$ endmacro
 
 $# Where quad q of line c is kept.
 $$ macro swapped(c, q, across)
-{{ "(%s ^ (%s & %du))" % (c, q, [across, 8] | min - 1) if across > 1 else c }}
+{{ "(%s ^ ((%s) & %du))" % (c, q, [across, 8] | min - 1) if across > 1 else c }}
 $$- endmacro
 
 $$ macro spot(c, q, across, lines)

@@ -15,7 +15,7 @@ from tilewright.compiler.passes.tiling import candidates
 from tilewright.templates import KERNELS
 
 # a software adapter compiles each shader anew, which takes far longer than running it: few examples, few schedules in each
-few = settings(max_examples=4, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+few = settings(max_examples=3, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 LAYOUTS = ("row", "bf16", "f16")
 HOW = st.sampled_from(({}, {"own": True}, {"norm": True}, {"scored": True}))
 EPILOGUES = ("none", "bias", "residual", "pairs")

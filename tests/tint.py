@@ -6,7 +6,7 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from queue import Empty, Queue
 from threading import Thread
@@ -14,14 +14,13 @@ from threading import Thread
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = ("--headless", "--no-sandbox", "--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader", "--disable-gpu", "--disable-quic",
          "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync")
-# A device with all that the adapter has. Errors of a module, and those that only a pipeline shows; "" for an accepted module. That a
-# pipeline is too large for this adapter is no fault of the module.
+# A device with all that the adapter has; "" for an accepted module. That a pipeline is too large for this adapter is no fault of the module.
 PAGE = """<!doctype html><script type="module">
-async function refusal(device, code) {
+async function refusal(device, code, whole) {
     const module = device.createShaderModule({code});
     const errors = (await module.getCompilationInfo()).messages.filter(m => m.type === "error");
     if (errors.length) return errors.map(m => `line ${m.lineNum}: ${m.message}`).join("; ");
-    try { await device.createComputePipelineAsync({layout: "auto", compute: {module, entryPoint: "main"}}); }
+    try { if (whole) await device.createComputePipelineAsync({layout: "auto", compute: {module, entryPoint: "main"}}); }
     catch (error) { return error.message.includes("maximum allowed") ? "" : error.message; }
     return "";
 }
@@ -31,12 +30,8 @@ async function run() {
     const requiredLimits = {};
     for (const name in adapter.limits) if (typeof adapter.limits[name] === "number") requiredLimits[name] = adapter.limits[name];
     const device = await adapter.requestDevice({requiredFeatures: [...adapter.features], requiredLimits});
-    const modules = await (await fetch("/modules")).json(), results = {};
-    const names = Object.keys(modules);
-    // a few at a time: the browser works on them in parallel
-    await Promise.all([0, 1, 2, 3].map(async first => {
-        for (let i = first; i < names.length; i += 4) results[names[i]] = await refusal(device, modules[names[i]]);
-    }));
+    const {modules, pipelines} = await (await fetch("/work")).json(), results = {};
+    for (const name in modules) results[name] = await refusal(device, modules[name], pipelines.includes(name));
     return {results};
 }
 const answer = await run().catch(error => ({failure: String(error)}));
@@ -60,14 +55,16 @@ def as_f32(wgsl: str) -> str:
     return re.sub(r"\b(\d[\d.]*(?:e[+-]?\d+)?|\.\d+(?:e[+-]?\d+)?)h\b", r"\1f", text)
 
 
-def check(modules: dict[str, str], timeout: float = 120) -> dict[str, str]:
-    """What Tint says of each module and of a pipeline with its entry point `main`; "" where it accepts both.
+def check(modules: dict[str, str], pipelines: Collection[str] = (), timeout: float = 120) -> dict[str, str]:
+    """What Tint says of each module; "" where it accepts it. For those named in `pipelines`, also of a pipeline with the entry point
+    `main`, which takes seconds where a module takes milliseconds.
 
     Raises TintError when there is no Chromium, or none that answers within `timeout` seconds."""
     if not (browser := find_chromium()):
         raise TintError(f"none of {', '.join(BROWSERS)} is on PATH")
     answers: Queue[dict] = Queue()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(json.dumps(modules).encode(), answers.put))
+    work = json.dumps({"modules": modules, "pipelines": list(pipelines)}).encode()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(work, answers.put))
     Thread(target=server.serve_forever, daemon=True).start()
     try:
         answer = _browse(browser, f"http://localhost:{server.server_port}/", answers, timeout)
@@ -98,11 +95,11 @@ def _browse(browser: str, url: str, answers: Queue[dict], timeout: float) -> dic
                 process.wait()
 
 
-def _handler(modules: bytes, answer: Callable[[dict], None]) -> type[BaseHTTPRequestHandler]:
-    """Serves the page at / and the modules at /modules, and hands what is posted to `answer`."""
+def _handler(work: bytes, answer: Callable[[dict], None]) -> type[BaseHTTPRequestHandler]:
+    """Serves the page at / and its work at /work, and hands what is posted to `answer`."""
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            page = {"/": ("text/html", PAGE.encode()), "/modules": ("application/json", modules)}.get(self.path)
+            page = {"/": ("text/html", PAGE.encode()), "/work": ("application/json", work)}.get(self.path)
             self.reply(*page) if page else self.send_error(404)
 
         def do_POST(self) -> None:

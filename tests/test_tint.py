@@ -1,0 +1,127 @@
+"""Tint, the browsers' front end, accepts every shader: of all kernels and schedules, and of compiled models. Runs without a GPU."""
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import tint
+import tilewright
+from cases import Case, cases
+
+from tilewright.api import compile_for
+from tilewright.compiler.codegen import Shader, enables, module_text, render
+from tilewright.compiler.device import Device, shipped_devices
+from tilewright.compiler.ir import Choice
+from tilewright.compiler.kernel import Site
+from tilewright.frontends.checkpoint import open_checkpoint
+from tilewright.templates import KERNELS
+from tilewright.testing import schedules
+
+DEMO = Path(tilewright.__file__).parent / "frontends" / "demo" / "tales-llama4"
+browser = pytest.mark.skipif(not tint.find_chromium(), reason=f"needs one of {', '.join(tint.BROWSERS)} on PATH")
+VECTORS = {"": (4, 4), "vec2": (8, 8), "vec3": (12, 16), "vec4": (16, 16)}     # bytes and alignment
+
+
+def forms(device: Device) -> list[Device]:
+    return [device, device.without("subgroups")] if device.subgroups else [device]
+
+
+def shaders_of(case: Case) -> dict[Choice, Shader]:
+    """The shaders of all schedules that the kernel offers for the case on all known devices. Equal choices are taken to give equal ones."""
+    kernel, found = KERNELS[case.kernel], {}
+    for device in (form for shipped in shipped_devices() for form in forms(shipped)):
+        for schedule in schedules(case.graph, kernel, device):
+            choice = Choice(kernel.name, tuple(schedule.items()))
+            if choice not in found:
+                found[choice] = render(Site(case.graph, replace(case.graph.ops[0], choice=choice), device), kernel, choice)
+    return found
+
+
+@pytest.fixture(scope="module")
+def rendered() -> dict[str, tuple[str, Shader]]:
+    """All shaders of all cases, distinct as Tint gets them: kernel and shader by a name."""
+    found: dict[str, tuple[str, str, Shader]] = {}
+    for case in cases():
+        for choice, shader in shaders_of(case).items():
+            found.setdefault(tint_text(shader).replace(str(choice), ""), (f"{choice} of {case.label}", case.kernel, shader))
+    return {name: (kernel, shader) for name, kernel, shader in found.values()}
+
+
+def tint_text(shader: Shader) -> str:
+    return tint.as_f32(module_text(shader, "tint"))
+
+
+def assert_accepted(modules: dict[str, str], pipelines: tuple[str, ...] = ()) -> None:
+    refused = {name: error for name, error in tint.check(modules, pipelines).items() if error}
+    assert not refused, f"Tint refuses {len(refused)} of {len(modules)} modules:\n" + "\n".join(f"{n}: {e[:300]}" for n, e in refused.items())
+
+
+def test_every_kernel_has_a_case():
+    assert {case.kernel for case in cases()} == KERNELS.keys()
+
+
+@browser
+def test_every_schedule_of_every_kernel(rendered):
+    modules = {name: tint_text(shader) for name, (_, shader) in rendered.items()}
+    shortest = {kernel: name for name, (kernel, _) in sorted(rendered.items(), key=lambda item: -len(item[1][1].wgsl))}
+    assert_accepted(modules, tuple(shortest.values()))
+
+
+@browser
+@pytest.mark.parametrize("dtype", ["f32", "f16"])
+def test_every_shader_of_the_demo(dtype):
+    checkpoint = open_checkpoint(DEMO)
+    modules = {}
+    for device in (form for shipped in shipped_devices() for form in forms(shipped)):
+        if dtype == "f32" or "shader-f16" in device.features:
+            shaders = compile_for(checkpoint, device, dtype=dtype).manifest["shaders"]
+            assert shaders
+            modules |= {f"{s['kernel']}, shader {i} for {device.name}, subgroups of {device.subgroup_size}":
+                        tint.as_f32(enables(s["needs"], "tint") + s["wgsl"]) for i, s in enumerate(shaders)}
+    assert_accepted(modules)
+
+
+def test_workgroup_memory_is_what_kernels_say(rendered):
+    """Front ends differ in whether they hold a shader to the device's limit, so the compiler must know the size."""
+    wrong = [f"{name}: declares {memory(shader.wgsl)}, says {shader.workgroup_bytes}"
+             for name, (_, shader) in rendered.items() if memory(shader.wgsl) > shader.workgroup_bytes]
+    assert not wrong, "\n".join(wrong)
+
+
+def memory(wgsl: str) -> int:
+    """Bytes of a module's workgroup variables, each rounded up to 16."""
+    structs = {name: layout([size_of(t, {}) for t in re.findall(r"\w+: ([\w<>]+)", fields)])
+               for name, fields in re.findall(r"struct (\w+) \{(.*?)\}", wgsl, re.S)}
+    constants = dict(re.findall(r"const (\w+) = (\d+)u;", wgsl))
+    total = 0
+    for declared in re.findall(r"var<workgroup> \w+: ([^;]+);", wgsl):
+        element, count = m.groups() if (m := re.fullmatch(r"array<([\w<>]+), (\w+)>", declared)) else (declared, "1")
+        size, align = size_of(element, structs)
+        total += -(-size // align) * align * int(constants.get(count, count).rstrip("u"))
+        total += -total % 16
+    return total
+
+
+def size_of(element: str, structs: dict[str, tuple[int, int]]) -> tuple[int, int]:
+    """Bytes and alignment of a type that is no array."""
+    if element in structs:
+        return structs[element]
+    m = re.fullmatch(r"(?:(vec[234])<)?(?:f32|u32|i32|atomic<[ui]32>)>?", element)
+    assert m, f"{element} has a size unknown here"
+    return VECTORS[m[1] or ""]
+
+
+def layout(fields: list[tuple[int, int]]) -> tuple[int, int]:
+    """Size and alignment of a struct."""
+    at, most = 0, max(align for _, align in fields)
+    for size, align in fields:
+        at = -(-at // align) * align + size
+    return -(-at // most) * most, most
+
+
+def test_as_f32_leaves_no_half():
+    text = "enable f16;\nvar<storage> a: array<vec4<f16>>; // f16\nfn f(x: f16) -> vec4h { let f16x = unpack2x16float(1u); return vec4h(f16(x) + 1.5h); }"
+    assert tint.as_f32(text) == text.replace("enable f16;\n", "").replace("4<f16>", "4<f32>").replace("// f16", "// f32").replace(
+        "x: f16", "x: f32").replace("vec4h", "vec4f").replace("(f16(x) + 1.5h)", "(f32(x) + 1.5f)")
