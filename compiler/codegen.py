@@ -33,8 +33,10 @@ class Shader:
 
 
 @cache
-def _templates(folder: Path) -> jinja2.Environment:
-    return jinja2.Environment(loader=jinja2.FileSystemLoader([folder, Path(__file__).parent.parent / "templates"]),
+def template_environment(folder: Path | None = None) -> jinja2.Environment:
+    """Templates of a folder, and those of this package; `{$ $}` and `$$` stay readable beside WGSL's braces."""
+    own = Path(__file__).parent.parent / "templates"
+    return jinja2.Environment(loader=jinja2.FileSystemLoader([folder or own, own]),
                               undefined=jinja2.StrictUndefined, block_start_string="{$", block_end_string="$}", line_statement_prefix="$$",
                               line_comment_prefix="$#", trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
                               extensions=["jinja2.ext.do"])
@@ -136,7 +138,7 @@ def render(site: Site, kernel: Kernel, choice: Choice) -> Shader:
                "attr": SimpleNamespace(**dict(site.anchor.attrs)), "norm": _norm(site, operands), "at": operands.__getitem__,
                "finish": Finish(site, operands), "pairs": site.pairs, "literal": literal, **schedule}
     try:
-        body = _templates(kernel.source.parent).get_template(kernel.source.name).render(context | kernel.context(site, schedule))
+        body = template_environment(kernel.source.parent).get_template(kernel.source.name).render(context | kernel.context(site, schedule))
     except jinja2.TemplateError as err:
         raise GraphError(f"the template of {choice} for {site.op.kind} cannot be rendered: {err}") from err
     bound = [operands[n] for n in site.bound]
@@ -251,4 +253,4 @@ def enables(needs, dialect: str) -> str:
                    if feature in needs and not (dialect == "naga" and feature == "subgroups"))
 
 
-__all__ = ["Shader", "enables", "module_text", "render", "step_offsets"]
+__all__ = ["Shader", "enables", "module_text", "render", "step_offsets", "template_environment"]

@@ -1,29 +1,17 @@
 """Sampling draws the tokens that its numpy meaning draws, on every adapter, and that meaning is what the words top-k, top-p say."""
-from functools import cache
-from pathlib import Path
-
 import jinja2
 import numpy as np
 import pytest
-import wgpu
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tilewright import Builder, testing
 from tilewright.compiler import sampling
+from tilewright.compiler.codegen import template_environment
 from tilewright.compiler.sampling import Field
 from tilewright.runtime.sampling import idle_params, pack_params, random_bits
+from tilewright.templates import KERNELS
 
-TEMPLATES = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(Path(sampling.__file__).parent.parent / "templates"), undefined=jinja2.StrictUndefined,
-    block_start_string="{$", block_end_string="$}", line_statement_prefix="$$", trim_blocks=True, keep_trailing_newline=True)
 PLAIN = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "repeat_penalty": 1.0, "seed": 1, "step": 0, "stamp": 7}
-STAGES = {  # operands of each dispatch: name, element, whether it is written
-    "argmax_blocks": (("logits", "f32", 0), ("seen", "u32", 0), ("params", "i32", 0), ("summary", "u32", 1)),
-    "argmax": (("params", "i32", 0), ("summary", "u32", 0), ("token_out", "i32", 1), ("last", "i32", 1), ("seen", "u32", 1)),
-    "sample_blocks": (("logits", "f32", 0), ("seen", "u32", 0), ("params", "i32", 0), ("keys", "i32", 1), ("summary", "u32", 1)),
-    "sample": (("params", "i32", 0), ("keys", "i32", 0), ("summary", "u32", 0), ("token_out", "i32", 1), ("last", "i32", 1),
-               ("seen", "u32", 1)),
-}
-
 
 MASS_CHECK = """
 @group(0) @binding(0) var<storage, read> x: array<u32, 5>;
@@ -43,58 +31,28 @@ fn main() {
 """
 
 
-class Operand:
-    def __init__(self, name: str):
-        self.name = name
-
-    def load(self, at: str) -> str:
-        return f"{self.name}[{at}]"
-
-    def store(self, at: str, value: str) -> str:
-        return f"{self.name}[{at}] = {value}"
-
-
-def render(stage: str, vocab: int, **schedule) -> str:
-    bindings = "".join(f"@group(0) @binding({i}) var<storage, {'read_write' if writes else 'read'}> {name}: array<{element}>;\n"
-                       for i, (name, element, writes) in enumerate(STAGES[stage]))
-    operands = {name: Operand(name) for name, _, _ in STAGES[stage]}
-    return bindings + TEMPLATES.get_template(f"{stage}.wgsl").render(vocab=vocab, **schedule, **operands)
+def run(gpu, device, kind: str, feeds: dict, block: int, schedule: dict) -> list[np.ndarray]:
+    """One dispatch of one op on the GPU: its outputs."""
+    g = Builder()
+    for name, array in feeds.items():
+        (g.input if name == "params" else g.state)(name, array.shape, {"f": "f32", "i": "i32", "u": "u32"}[array.dtype.kind])
+    graph = g.graph(*g.op(kind, *feeds, block=block))
+    kernel = KERNELS[kind]
+    wanted = {"lanes": schedule["lanes"], "subgroup": device.subgroup_size * schedule["subgroups"]} | ({"few": schedule["few"]} if kind == "sample" else {})
+    made = testing.run(gpu, graph, kernel, wanted, device, feeds)
+    return [made[n] for n in graph.outputs]
 
 
-@cache
-def device():
-    adapters = [a for a in wgpu.gpu.enumerate_adapters_sync() if a.info["backend_type"] == "Vulkan" and "subgroup" in a.features]
-    return adapters[0].request_device_sync(required_features=["subgroup"]) if adapters else None
-
-
-@cache
-def pipeline(code: str):
-    module = device().create_shader_module(code=code)
-    return device().create_compute_pipeline(layout="auto", compute={"module": module, "entry_point": "main"})
-
-
-def submit(made, buffers: list, grid: tuple[int, ...]):
-    encoder = device().create_command_encoder()
-    run = encoder.begin_compute_pass()
-    run.set_pipeline(made)
-    run.set_bind_group(0, device().create_bind_group(layout=made.get_bind_group_layout(0), entries=[
-        {"binding": i, "resource": {"buffer": buffer}} for i, buffer in enumerate(buffers)]))
-    run.dispatch_workgroups(*grid)
-    run.end()
-    device().queue.submit([encoder.finish()])
-
-
-def play(kind: str, logits: np.ndarray, seen: np.ndarray, params: np.ndarray, **schedule):
+def play(gpu, device, kind: str, logits: np.ndarray, seen: np.ndarray, params: np.ndarray, **schedule):
     """Token, last and seen after both dispatches of `argmax` or `sample`."""
-    rows, vocab = logits.shape
-    blocks = -(-vocab // schedule["block"])
-    arrays = {"logits": logits, "seen": seen, "params": params, "keys": np.zeros((rows, vocab), "i4"),
-              "summary": np.zeros((rows, blocks, 66), "u4"), "token_out": np.zeros(rows, "i4"), "last": np.full(len(seen), -5, "i4")}
-    buffers = {n: device().create_buffer_with_data(data=np.ascontiguousarray(a), usage="STORAGE|COPY_SRC") for n, a in arrays.items()}
-    for stage, grid in ((f"{kind}_blocks", (blocks, rows)), (kind, (rows,))):
-        submit(pipeline(render(stage, vocab, **schedule)), [buffers[name] for name, _, _ in STAGES[stage]], grid)
-    return [np.frombuffer(device().queue.read_buffer(buffers[n]), arrays[n].dtype).reshape(arrays[n].shape)
-            for n in ("token_out", "last", "seen")]
+    block = schedule["block"]
+    blocks = run(gpu, device, f"{kind}_blocks", {"logits": logits, "seen": seen, "params": params}, block, schedule)
+    if kind == "argmax":
+        between = {"summary": blocks[0]}
+    else:
+        between = {"keys": blocks[0], "summary": blocks[1]}
+    feeds = {"params": params, **between, "token": np.zeros(len(params), "i4"), "last": np.full(len(seen), -5, "i4"), "seen": seen}
+    return run(gpu, device, kind, feeds, block, schedule)
 
 
 @st.composite
@@ -125,22 +83,18 @@ SCHEDULES = [{"lanes": 64, "block": 64, "few": 8, "subgroups": False}, {"lanes":
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: "subgroups" if s["subgroups"] else "atomics")
 @pytest.mark.parametrize("kind", ["argmax", "sample"])
 @given(batch=batches())
-@settings(max_examples=100, deadline=None)
-def test_gpu_draws_the_token_that_numpy_draws(kind, schedule, batch):
-    if not device():
-        pytest.skip("no Vulkan adapter with subgroups")
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_gpu_draws_the_token_that_numpy_draws(gpu, device, kind, schedule, batch):
     logits, seen, params = batch
     want = getattr(sampling, kind)(logits, seen, params)
     last, history = sampling.feed(want, params, np.full(4, -5, "i4"), seen)
-    for got, expected in zip(play(kind, logits, seen, params, **schedule), (want, last, history), strict=True):
+    for got, expected in zip(play(gpu, device, kind, logits, seen, params, **schedule), (want, last, history), strict=True):
         np.testing.assert_array_equal(got, expected)
 
 
 @pytest.mark.parametrize("kind", ["flat", "two levels", "slope"])
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: "subgroups" if s["subgroups"] else "atomics")
-def test_gpu_draws_deep_in_a_large_vocabulary(kind, schedule):
-    if not device():
-        pytest.skip("no Vulkan adapter with subgroups")
+def test_gpu_draws_deep_in_a_large_vocabulary(gpu, device, kind, schedule):
     at = np.arange(32003)
     logits = {"flat": at * 0, "two levels": at % 2 * 0.5, "slope": at * 1e-4}[kind].astype("f4")[None].repeat(3, 0)
     seen = np.zeros((1, 32003), "u4")
@@ -148,26 +102,26 @@ def test_gpu_draws_deep_in_a_large_vocabulary(kind, schedule):
         options = PLAIN | {"temperature": 1, "step": step}
         params = np.stack([pack_params(**options), pack_params(**options | {"top_k": 20000}),
                            pack_params(**options | {"top_p": 0.7, "min_p": 0.3})])
-        np.testing.assert_array_equal(play("sample", logits, seen, params, **schedule)[0], sampling.sample(logits, seen, params))
+        np.testing.assert_array_equal(play(gpu, device, "sample", logits, seen, params, **schedule)[0], sampling.sample(logits, seen, params))
 
 
 @given(words=st.lists(st.integers(0, 2**32 - 1) | st.sampled_from([0, 1, 2**32 - 1]), min_size=5, max_size=5))
 @settings(max_examples=60, deadline=None)
-def test_masses_add_and_multiply_like_whole_numbers(words):
-    if not device():
-        pytest.skip("no Vulkan adapter with subgroups")
+def test_masses_add_and_multiply_like_whole_numbers(gpu, words):
     a, b, f = words[0] | words[1] << 32, words[2] | words[3] << 32, words[4]
-    got = play_mass(tuple(words))
+    got = play_mass(gpu, words)
     octave = f % 32
     want = [a + b, a - b, a * f >> 32, words[0] << 31 - octave, words[0], a < b]
     assert [int(w) for w in got] == [w % 2**64 for w in want]
 
 
-def play_mass(words: tuple[int, ...]) -> np.ndarray:
-    inputs = device().create_buffer_with_data(data=np.array(words, "u4"), usage="STORAGE")
-    output = device().create_buffer(size=48, usage="STORAGE|COPY_SRC")
-    submit(pipeline(TEMPLATES.get_template("_sampling_mass.wgsl").render() + MASS_CHECK), [inputs, output], (1,))
-    return np.frombuffer(device().queue.read_buffer(output), "u8")
+def play_mass(gpu, words: list[int]) -> np.ndarray:
+    inputs, output = gpu.buffer(20), gpu.buffer(48)
+    gpu.write(inputs, 0, np.array(words, "u4"))
+    text = template_environment().get_template("_sampling_mass.wgsl").render() + MASS_CHECK
+    made = gpu.pipeline(text, ("read", "write"), "masses")
+    gpu.submit([gpu.replay([(made, gpu.bind(made, [(inputs, 0, 20), (output, 0, 48)]), (1, 1, 1))])])
+    return gpu.read(output).view("u8")
 
 
 def draws(logits: np.ndarray, count: int, **options) -> np.ndarray:
