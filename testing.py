@@ -14,7 +14,7 @@ import numpy as np
 
 from .compiler.codegen import module_text, render, step_offsets
 from .compiler.device import Device
-from .compiler.ir import Choice, Graph, Op
+from .compiler.ir import Choice, Graph, Op, Value
 from .compiler.kernel import Kernel, Schedule, Site
 from .compiler.layouts import LAYOUTS
 from .compiler.ops import NUMPY, assemble, evaluate
@@ -53,14 +53,15 @@ def random_feeds(graph: Graph, seed: int = 0) -> dict[str, np.ndarray]:
 
 def run(gpu: Gpu, graph: Graph, kernel: Kernel, schedule: Schedule, device: Device, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Run a one-op graph with one kernel and schedule; outputs by name. Buffers that it must fill start as NaN."""
-    op = replace(graph.ops[0], choice=Choice(kernel.name, tuple(schedule.items())))
+    choice = Choice(kernel.name, tuple(schedule.items()))
+    op = replace(graph.ops[0], choice=choice)
     site = Site(graph, op, device)
-    shader = render(site, kernel, op.choice)
+    shader = render(site, kernel, choice)
     previous = {made: old for old, made in site.aliases.items()}
     ranges = []
     for name in site.bound:
         value = graph.values[name]
-        for plane in _stored(value, feeds.get(previous.get(name, name)), previous.get(name, name) in feeds):
+        for plane in _stored(value, feeds.get(previous.get(name, name))):
             buffer = gpu.buffer(max(plane.nbytes, 4))
             gpu.write(buffer, 0, plane)
             ranges.append((buffer, 0, max(plane.nbytes, 4)))
@@ -76,7 +77,7 @@ def run(gpu: Gpu, graph: Graph, kernel: Kernel, schedule: Schedule, device: Devi
         value, at = graph.values[name], _binding(site, name)
         raw = gpu.read(ranges[at][0], 0, ranges[at][2])
         layout = LAYOUTS[value.layout]
-        result[name] = raw[:value.size * NUMPY[value.dtype]().nbytes].view(NUMPY[value.dtype]).reshape(value.shape) if value.layout == "row" \
+        result[name] = raw[:value.size * np.dtype(NUMPY[value.dtype]).itemsize].view(NUMPY[value.dtype]).reshape(value.shape) if value.layout == "row" \
             else layout.unpack((raw,), value.shape)
     for buffer, _, _ in ranges:
         buffer.destroy()
@@ -87,10 +88,9 @@ def _binding(site: Site, name: str) -> int:
     return sum(len(LAYOUTS[site.values[n].layout].planes) for n in site.bound[:site.bound.index(name)])
 
 
-def _stored(value, array: np.ndarray | None, given: bool) -> tuple[np.ndarray, ...]:
-    if not given or array is None:
-        fill = np.full(value.shape, np.nan if value.dtype in ("f32", "f16") else -1, np.float32).astype(NUMPY[value.dtype])
-        array = fill
+def _stored(value: Value, array: np.ndarray | None) -> tuple[np.ndarray, ...]:
+    if array is None:
+        array = np.full(value.shape, np.nan if value.dtype in ("f32", "f16") else 7, NUMPY[value.dtype])
     packed = LAYOUTS[value.layout].pack(array)
     return tuple(np.ascontiguousarray(np.pad(p.reshape(-1), (0, -p.size * p.itemsize % 4 // p.itemsize))) for p in packed)
 
@@ -113,7 +113,8 @@ def check(gpu: Gpu, graph: Graph, kernel: Kernel, device: Device, feeds: Mapping
         got = run(gpu, graph, kernel, s, device, feeds)
         relative, absolute = kernel.tolerance(site)
         for name in graph.ops[0].outputs:
-            np.testing.assert_allclose(got[name].astype(np.float64), want[name].astype(np.float64), rtol=relative, atol=absolute * max(1.0, float(np.abs(want[name]).max(initial=0))),
+            scale = max(1.0, float(np.abs(want[name]).max(initial=0)))
+            np.testing.assert_allclose(got[name].astype(np.float64), want[name].astype(np.float64), rtol=relative, atol=absolute * scale,
                                        err_msg=f"{kernel.name} with {s} on {device.name}: %{name}\n{graph.ops[0].kinds}")
     return len(options)
 

@@ -35,7 +35,7 @@ def kernel_times(player: GpuPlayer, program: str, repeat: int = 5) -> list[dict]
 def decode_speed(model: Model, context: int, tokens: int) -> dict:
     """Tokens a second of the whole stream loop at a context, without the prompt."""
     rng = np.random.default_rng(0)
-    prompt = rng.integers(0, model.info["vocab_size"], context - 1).astype(int)
+    prompt = rng.integers(0, model.info["vocab_size"], context - 1).tolist()
     start = time.perf_counter()
     stream = model.stream(prompt, max_tokens=tokens)
     next(stream)
@@ -43,13 +43,15 @@ def decode_speed(model: Model, context: int, tokens: int) -> dict:
     for _ in stream:
         stamps.append(time.perf_counter())
     gaps = np.diff(stamps)
-    return {"context": context, "tok_s": (len(stamps) - 1) / (stamps[-1] - stamps[0]), "median_ms": float(np.median(gaps)) * 1e3, "first_token_s": first}
+    return {"context": context, "tok_s": (len(stamps) - 1) / (stamps[-1] - stamps[0]), "median_ms": float(np.median(gaps)) * 1e3,
+            "first_token_s": first}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("shape", choices=SHAPES)
-    for name, default in (("layers", 0), ("device", "auto"), ("dtype", "f16"), ("contexts", "128"), ("tokens", 128), ("prefill", ""), ("context", 8400)):
+    for name, default in (("layers", 0), ("device", "auto"), ("dtype", "f16"), ("contexts", "128"), ("tokens", 128), ("prefill", ""),
+                          ("context", 8400)):
         parser.add_argument(f"--{name}", default=default, type=type(default))
     args = parser.parse_args()
     config = {**SHAPES[args.shape], **({"num_hidden_layers": args.layers} if args.layers else {})}
@@ -60,7 +62,8 @@ def main() -> None:
     compiled = time.perf_counter() - start
     player = GpuPlayer(package, gpu)
     model = Model(package, player, None)
-    print(f"{args.shape} {config['num_hidden_layers']} layers on {gpu.info.name}: compiled in {compiled:.1f} s, loaded in {time.perf_counter() - start - compiled:.1f} s")
+    loaded = time.perf_counter() - start - compiled
+    print(f"{args.shape} {config['num_hidden_layers']} layers on {gpu.info.name}: compiled in {compiled:.1f} s, loaded in {loaded:.1f} s")
     for context in map(int, args.contexts.split(",")):
         print(json.dumps({k: round(v, 3) for k, v in decode_speed(model, context, args.tokens).items()}))
     for row in kernel_times(player, "decode_1")[:14]:

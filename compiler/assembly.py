@@ -104,7 +104,8 @@ def _arenas(compiled: Compiled) -> dict[str, int]:
 def _requirements(compiled: Compiled, device: Device, buffers: Mapping[str, int]) -> dict[str, Any]:
     """What a device must offer to play the package."""
     features = sorted({f for s in compiled.shaders for f in s.needs})
-    limits = {"max_buffer_size": max(buffers.values(), default=0), "max_storage_buffers_per_shader_stage": max((len(s.bindings) for s in compiled.shaders), default=0)}
+    limits = {"max_buffer_size": max(buffers.values(), default=0),
+              "max_storage_buffers_per_shader_stage": max((len(s.bindings) for s in compiled.shaders), default=0)}
     for name in ("max_compute_invocations_per_workgroup", "max_compute_workgroup_storage_size", "max_storage_buffer_binding_size"):
         limits[name] = 0
     for name, graph in compiled.graphs.items():

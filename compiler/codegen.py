@@ -142,7 +142,7 @@ def render(site: Site, kernel: Kernel, choice: Choice) -> Shader:
     except jinja2.TemplateError as err:
         raise GraphError(f"the template of {choice} for {site.op.kind} cannot be rendered: {err}") from err
     bound = [operands[n] for n in site.bound]
-    header, bindings = "", []
+    header, bindings = "", list[str]()
     for operand in bound:
         header += operand.declare(len(bindings))
         bindings += [operand.access] * len(operand.planes)
@@ -211,7 +211,8 @@ class Finish:
                 text[op.outputs[0]] = f"e{len(lines)}"
                 lines.append(f"let e{len(lines)} = {element(op, args)};")
         for name in self.site.op.outputs:
-            lines.append(self.operands[name].store(broadcast_index(self.site.values[name].shape, self.site.values[name].shape, row, col), text[name]) + ";")
+            shape = self.site.values[name].shape
+            lines.append(self.operands[name].store(broadcast_index(shape, shape, row, col), text[name]) + ";")
         return "{ " + " ".join(lines) + " }"
 
     def _starts(self) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 Attr = int | float | bool | str | tuple[int, ...]
 Source = tuple[str | int, ...]
@@ -67,7 +68,7 @@ class Op:
     body: tuple[Op, ...] = ()
     choice: Choice | None = None    # set by the tiling pass
 
-    def attr(self, name: str, default: Attr | None = None) -> Attr:
+    def attr(self, name: str, default: Attr | None = None) -> Any:
         for k, v in self.attrs:
             if k == name:
                 return v

@@ -53,8 +53,8 @@ class Package:
                 for name, entry in blobs.items():
                     data = np.ascontiguousarray(self.blob(name)).view(np.uint8).reshape(-1)
                     file.seek(start + entry["offset"])
-                    file.write(memoryview(data))
-                    entry["crc32"] = f"{zlib.crc32(data):08x}"
+                    file.write(data.data)
+                    entry["crc32"] = f"{zlib.crc32(data.data):08x}"
                     progress(entry["offset"] + entry["size"], at)
                 file.truncate(start + at)
                 file.seek(0)
@@ -128,7 +128,7 @@ def open_package(path: str | Path) -> Package:
         if manifest["format"] != FORMAT:
             raise PackageError(f"{path} is a '{manifest['format']}' file, not a .wgpu-llama package")
         if manifest["version"] != VERSION:
-            raise PackageError(f"{path} is version {manifest['version']} of the format; this Tilewright reads version {VERSION}: compile the model again")
+            raise PackageError(f"{path} is version {manifest['version']} of the format, this Tilewright reads version {VERSION}: compile it again")
         blobs = {name: (length + 4 + b["offset"], b["size"], b["crc32"]) for name, b in manifest["blobs"].items()}
         missing = {"model", "device", "weights", "states", "buffers", "shaders", "programs"} - manifest.keys()
     except (ValueError, KeyError, TypeError, AttributeError) as err:
@@ -142,11 +142,12 @@ def open_package(path: str | Path) -> Package:
 def _check_blobs(path: Path, raw: np.ndarray, blobs: Mapping[str, tuple[int, int, str]]) -> None:
     for name, (offset, size, _) in blobs.items():
         if not 0 <= offset <= offset + size <= raw.size:
-            raise PackageError(f"{path} is truncated: '{name}' ends at byte {offset + size:,} but the file has {raw.size:,}; copy or compile it again")
+            end = offset + size
+            raise PackageError(f"{path} is truncated: '{name}' ends at byte {end:,} but the file has {raw.size:,}; copy or compile it again")
 
     def intact(item: tuple[str, tuple[int, int, str]]) -> str | None:
         name, (offset, size, crc) = item
-        return None if f"{zlib.crc32(raw[offset:offset + size]):08x}" == crc else name
+        return None if f"{zlib.crc32(raw[offset:offset + size].data):08x}" == crc else name
     with ThreadPoolExecutor() as pool:      # crc32 releases the interpreter lock
         if broken := [n for n in pool.map(intact, blobs.items()) if n]:
             raise PackageError(f"{path} is damaged: the checksum of '{broken[0]}' does not match; copy or compile it again")

@@ -45,7 +45,8 @@ def stages(device: Device, kernels: Mapping[str, Kernel]) -> list[Stage]:
     if not kernels:
         return first        # the reference device plays graphs as they are
     return [*first, ("cut caches", each(lambda g: cut_caches(g, device))), ("split_kv", each(lambda g: split_kv(g, device))),
-            ("fusion", each(lambda g: fuse(g, device, kernels))), ("cut weights", each(lambda g: cut_weights(g, device))), ("tiling", each(lambda g: tile(g, device, kernels)))]
+            ("fusion", each(lambda g: fuse(g, device, kernels))), ("cut weights", each(lambda g: cut_weights(g, device))),
+            ("tiling", each(lambda g: tile(g, device, kernels)))]
 
 
 def run_stages(graphs: Mapping[str, Graph], device: Device, kernels: Mapping[str, Kernel]) -> Iterator[tuple[str, Graphs, float]]:

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -59,7 +59,7 @@ class Model:
         ids = self._checked(self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt)
         if max_tokens < 0:
             raise ValueError(f"max_tokens must not be negative, not {max_tokens}")
-        sampler = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "repeat_penalty": repeat_penalty,
+        sampler: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "repeat_penalty": repeat_penalty,
                    "seed": random.getrandbits(32) if seed is None else seed, "stamp": 1}
         pack_params(**sampler, step=0)      # refuses what is out of range before anything runs
         return Stream(self, ids, max_tokens, sampler, (stop,) if isinstance(stop, str) else tuple(stop))
@@ -80,7 +80,8 @@ class Model:
         if wrong := ids[(ids < 0) | (ids >= vocab)][:1].tolist():
             raise PromptError(f"token id {wrong[0]} is out of range: the vocabulary has ids 0 to {vocab - 1}")
         if len(ids) > self.context:
-            raise PromptError(f"the prompt has {len(ids)} tokens but the context is {self.context}: shorten it, or load the model with a larger context")
+            raise PromptError(f"the prompt has {len(ids)} tokens but the context is {self.context}: "
+                              "shorten it, or load the model with a larger context")
         return ids.astype(np.int32)
 
     def _prefill(self, ids: np.ndarray) -> Iterator[tuple[int, int]]:
@@ -117,7 +118,7 @@ class Stream:
     def close(self) -> None:
         self._pieces.close()
 
-    def _run(self) -> Iterator[tuple[int, str]]:
+    def _run(self) -> Generator[tuple[int, str]]:
         tokenizer = self._model._tokenizer
         decoder, held = tokenizer.decoder() if tokenizer else None, ""
         ends = set(tokenizer.eos) if tokenizer else set()

@@ -21,7 +21,9 @@ class GpuPlayer:
 
     def __init__(self, package: Package, gpu: Gpu, progress: Callable[[int, int], None] = lambda done, total: None,
                  owns_gpu: bool = False):
-        """progress: bytes of weights uploaded, bytes in all. owns_gpu: `close` closes the device too. Raises DeviceError when the device lacks what the package needs."""
+        """progress: bytes of weights uploaded, bytes in all. owns_gpu: `close` closes the device too.
+
+        Raises DeviceError when the device lacks what the package needs."""
         self.package, self.gpu, self._owns_gpu, manifest = package, gpu, owns_gpu, package.manifest
         check_requirements(manifest["device"], gpu)
         self.buffers = {name: gpu.buffer(size, name) for name, size in manifest["buffers"].items()}
@@ -135,4 +137,5 @@ def check_requirements(needs: Mapping[str, Any], gpu: Gpu) -> None:
     if not lacks and needs["subgroup_size"] and needs["subgroup_size"] != gpu.subgroup_size:
         lacks.append(f"subgroups of {needs['subgroup_size']} (it has {gpu.subgroup_size})")
     if lacks:
-        raise DeviceError(f"the package was compiled for {needs['name']} and {gpu.info.name} lacks {'; '.join(lacks)}: compile the model for this device")
+        raise DeviceError(f"the package was compiled for {needs['name']} and {gpu.info.name} lacks {'; '.join(lacks)}: "
+                          "compile the model for this device")

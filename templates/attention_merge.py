@@ -19,8 +19,10 @@ class AttentionMerge(Kernel):
 
     def cost(self, site: Site, s: Schedule) -> float:
         rows, heads, splits, columns = site.shape("parts")
-        steps = divide(columns - 2, s["lanes"]) * splits / 4 + 2 * divide(splits, s["lanes"]) + 2 * (2 if s["subgroup"] else s["lanes"].bit_length())
-        return site.device.launch + site.bytes() / site.device.bandwidth + 1e-8 * steps * max(1.0, rows * heads * s["lanes"] / site.device.width)
+        reductions = 2 * (2 if s["subgroup"] else s["lanes"].bit_length())
+        steps = divide(columns - 2, s["lanes"]) * splits / 4 + 2 * divide(splits, s["lanes"]) + reductions
+        busy = max(1.0, rows * heads * s["lanes"] / site.device.width)
+        return site.device.launch + site.bytes() / site.device.bandwidth + 1e-8 * steps * busy
 
     def grid(self, site: Site, s: Schedule) -> tuple[int, int, int]:
         return site.shape("parts")[1], site.shape("parts")[0], 1

@@ -1,4 +1,4 @@
-"""Attention of a few rows over parts of their keys (https://crfm.stanford.edu/2023/10/12/flashdecoding.html): bound by reading the cache."""
+"""Attention of a few rows by parts of their keys (https://crfm.stanford.edu/2023/10/12/flashdecoding.html): bound by reading them."""
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -53,9 +53,9 @@ class AttentionSplit(Kernel):
         return 16 * divide(4 * teams * site.shape("q")[2], 16) + 48 * divide(teams * s["heads"], 4) + 16 * divide(s["heads"], 4) + shared
 
     def context(self, site: Site, s: Schedule) -> dict[str, object]:
-        attr = site.op.attr
-        return {"mask": attr("mask", "full"), "window": attr("window", 0), "scale": literal(float(attr("scale"))),
-                "cap": literal(float(attr("cap", 0.0))) if attr("cap", 0.0) else "", "splits": self._splits(site), "divided": self.kind == "attention"}
+        attrs = {"mask": "full", "window": 0, "cap": 0.0, **dict(site.op.attrs)}
+        return {"mask": attrs["mask"], "window": attrs["window"], "scale": literal(float(attrs["scale"])),
+                "cap": literal(float(attrs["cap"])) if attrs["cap"] else "", "splits": self._splits(site), "divided": self.kind == "attention"}
 
     def _splits(self, site: Site) -> int:
         return int(site.op.attr("splits", 1))

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from types import SimpleNamespace
 
 from ..compiler.codegen import broadcast_index, element, literal
@@ -56,7 +57,8 @@ class Heads(Kernel):
         reduction = 0 if "rms_norm" not in site.op.kinds else 2 if s["subgroup"] else s["lanes"].bit_length()
         steps = max(divide(st.dim // 2, s["lanes"]) * (2 + len(st.steps)) for st in streams) + reduction
         vectors = rows * sum(st.heads for st in streams)
-        return device.launch + moved / device.bandwidth + 1e-8 * steps * max(1.0, vectors * s["lanes"] / device.width) + 1e-9 / s["groups"] * vectors
+        busy = max(1.0, vectors * s["lanes"] / device.width)
+        return device.launch + moved / device.bandwidth + 1e-8 * steps * busy + 1e-9 / s["groups"] * vectors
 
     def grid(self, site: Site, s: Schedule) -> tuple[int, int, int]:
         return sum(st.heads for st in self._streams(site)), divide(self._rows(site), s["groups"]), 1
@@ -89,7 +91,7 @@ class Heads(Kernel):
                 found.setdefault(x, Stream(x, heads * dim, 0, heads, dim))
         taken = sum(_follow(site, stream, name, made) for name, stream in found.items())
         streams = [s for s in found.values() if s.steps]
-        for before, stream in zip(streams, streams[1:], strict=False):
+        for before, stream in pairwise(streams):
             stream.first = before.first + before.heads
         whole = taken == sum(p.kind != "split" for p in site.op.parts) and all(s.dim % 2 == 0 for s in streams)
         return streams if whole and len({site.values[s.source].shape[0] for s in streams}) == 1 else []
@@ -158,5 +160,6 @@ def _expression(site: Site, op: Op) -> Callable[..., str]:
     shape = site.values[op.outputs[0]].shape
 
     def write(at, x: str, row: str, col: str) -> str:
-        return element(op, [x if n == op.inputs[0] else at(n).load(broadcast_index(shape, site.values[n].shape, row, col)) for n in op.inputs])
+        indices = {n: broadcast_index(shape, site.values[n].shape, row, col) for n in op.inputs}
+        return element(op, [x if n == op.inputs[0] else at(n).load(indices[n]) for n in op.inputs])
     return write

@@ -11,8 +11,9 @@ from ..compiler.ops import OPS
 class Map(Kernel):
     def accepts(self, site: Site) -> bool:
         first = site.op.parts[0].kind
-        return (first in ("split", "unzip", "slice", "concat") and not site.op.body) or (OPS[first].elementwise and all(OPS[p.kind].elementwise for p in site.op.parts)
-                                                                         and len(site.op.outputs) == 1)
+        if first in ("split", "unzip", "slice", "concat"):
+            return not site.op.body
+        return all(OPS[p.kind].elementwise for p in site.op.parts) and len(site.op.outputs) == 1
 
     def schedules(self, site: Site) -> Iterator[Schedule]:
         yield from ({"lanes": lanes} for lanes in (64, 128, 256))
@@ -26,7 +27,8 @@ class Map(Kernel):
     def context(self, site: Site, s: Schedule) -> dict[str, object]:
         lead = site.values[site.op.inputs[0]] if site.op.parts[0].kind in ("split", "unzip") else site.out
         axis = int(site.anchor.attr("axis", 0))
-        return {"inner": math.prod(site.out.shape[axis + 1:]), "kind": site.op.parts[0].kind, "count": self._count(site), "width": lead.shape[-1] if lead.shape else 1, "across": self.grid(site, s)[0]}
+        return {"kind": site.op.parts[0].kind, "count": self._count(site), "width": lead.shape[-1] if lead.shape else 1,
+                "inner": math.prod(site.out.shape[axis + 1:]), "across": self.grid(site, s)[0]}
 
     def _count(self, site: Site) -> int:
         if site.op.parts[0].kind in ("split", "unzip"):

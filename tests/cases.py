@@ -6,7 +6,6 @@ from functools import partial
 from typing import NamedTuple
 
 import numpy as np
-
 from tilewright.compiler import sampling
 from tilewright.compiler.builder import Builder
 from tilewright.compiler.ir import Graph
@@ -130,8 +129,9 @@ def matmuls(dtype: str):
 
 @of("route")
 def routes(dtype: str):
-    for label, shape, top_k, score, normalize in (("sigmoid", (5, 6), 1, "sigmoid", False), ("softmax", (3, 130), 8, "softmax", False),
-                                                  ("normalized", (2, 17), 4, "softmax", True), ("over the chosen", (1, 32), 4, "softmax_chosen", False)):
+    for label, shape, top_k, score, normalize in (
+            ("sigmoid", (5, 6), 1, "sigmoid", False), ("softmax", (3, 130), 8, "softmax", False),
+            ("normalized", (2, 17), 4, "softmax", True), ("over the chosen", (1, 32), 4, "softmax_chosen", False)):
         g = Builder()
         yield label, g.graph(*g.op("route", g.state("logits", shape, dtype), top_k=top_k, score=score, normalize=normalize)), {}
 
@@ -175,7 +175,8 @@ def heads(dtype: str):
         yield label, g.graph(*_heads(g, dtype, dim, rotary, interleaved, norm)), at
     g = Builder()
     q, = g.op("split", g.state("x", (5, 24), dtype), sizes=(24,), head_dim=8)
-    yield "scaled by position", g.graph(g.position_scale(q, g.weight("factor", (16,)), g.input("position", (5,)))), {"position": at["position"]}
+    y = g.position_scale(q, g.weight("factor", (16,)), g.input("position", (5,)))
+    yield "scaled by position", g.graph(y), {"position": at["position"]}
 
 
 def _heads(g: Builder, dtype: str, dim: int, rotary: int, interleaved: bool, norm: str) -> list[str]:
@@ -206,8 +207,9 @@ def attend(kind: str, dtype: str, s: Shape, sinks: bool = False, **attrs) -> Gra
     g = Builder()
     q = g.state("q", (s.rows, s.heads, s.dim), dtype)
     keys, values = (g.state(n, (3, s.shared, s.cache, s.dim), dtype) for n in ("keys", "values"))
+    at = [g.input(n, (s.rows,)) for n in ("position", "slot")]
     more = [g.weight("sinks", (s.heads,))] if sinks else []
-    return g.graph(*g.op(kind, q, keys, values, g.input("position", (s.rows,)), g.input("slot", (s.rows,)), *more, scale=s.dim**-0.5, **attrs))
+    return g.graph(*g.op(kind, q, keys, values, *at, *more, scale=s.dim**-0.5, **attrs))
 
 
 SINGLES = {"position": ints(39, -1, 0, 17), "slot": ints(2, 0, 1, 0)}      # rows of different sequences, one of them padding

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
 from tilewright.compiler.device import device_for
 from tilewright.runtime.adapter import adapters, pick
 
@@ -12,7 +11,7 @@ from tilewright.runtime.adapter import adapters, pick
 def gpu():
     if not adapters():
         pytest.skip("no GPU adapter, not even a software one")
-    from tilewright.runtime.gpu import Gpu      # needs the wgpu library, which the adapter's absence may be due to
+    from tilewright.runtime.gpu import Gpu  # needs the wgpu library, which the adapter's absence may be due to
 
     opened = Gpu(pick("auto"))
     yield opened

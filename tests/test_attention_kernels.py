@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
 from tilewright import testing
 from tilewright.compiler.builder import Builder
 from tilewright.compiler.device import Device
@@ -16,7 +15,7 @@ from tilewright.compiler.kernel import Site
 from tilewright.compiler.passes.tiling import candidates
 from tilewright.templates import KERNELS
 
-FEW = settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FEW = settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 Case = tuple[Graph, dict[str, np.ndarray]]
 
 
@@ -39,8 +38,9 @@ def feed(graph: Graph, position: list[int], slot: list[int], seed: int = 0) -> C
     return graph, feeds
 
 
-def heads(position: list[int], slot: list[int], dim: int = 16, q_heads: int = 4, kv_heads: int = 2, rotary: int = 16, interleaved: bool = False,
-          norm: str = "", scaled: bool = False, bias: bool = False, dtype: str = "f32", rows: int = 12, split: bool = True) -> Case:
+def heads(position: list[int], slot: list[int], dim: int = 16, q_heads: int = 4, kv_heads: int = 2, rotary: int = 16,
+          interleaved: bool = False, norm: str = "", scaled: bool = False, bias: bool = False, dtype: str = "f32", rows: int = 12,
+          split: bool = True) -> Case:
     """Split, norm, RoPE, scale and cache writes of a layer. norm: none, before or after the RoPE."""
     b, tokens = Builder(), len(position)
     p, s = b.input("position", (tokens,)), b.input("slot", (tokens,))
@@ -80,7 +80,7 @@ EVERY = {
     "attention_split": attention("attention_split", RAGGED, SLOTS, dtype="f16", splits=3, mask="sliding", window=40, cap=4.0),
     "attention": attention("attention", PROMPT, [1] * 19, sinks=True, sequence=True, dim=32, mask="chunked", window=48),
     "attention_merge": merge(sinks=True),
-    "heads": heads([5, -1, 99, 3] * 5, SLOTS * 5, norm="after", scaled=True, rotary=8, interleaved=True),
+    "heads": heads([-1, *range(90, 100), -1, *range(4, 11)], [0] * 11 + [1] * 8, norm="after", scaled=True, rotary=8, interleaved=True),
 }
 
 
@@ -94,11 +94,11 @@ def test_every_schedule(gpu, device, name, subgroups):
 
 
 def check(gpu, device, name: str, case: Case, subgroups: bool) -> None:
-    """Two schedules of a kernel, one of them what tiling would choose."""
+    """Two schedules of a kernel: what tiling would choose, and one from the middle of its list."""
     device = device if subgroups else device.without("subgroups")
     graph, feeds = case
-    assert testing.check(gpu, graph, Only(name, device, graph, 0), device, feeds) == 1
-    assert testing.check(gpu, graph, Only(name, device, graph, 1), device, feeds) == 1
+    for which in (0, 1):
+        assert testing.check(gpu, graph, Only(name, device, graph, which), device, feeds) == 1
 
 
 class Only:
@@ -118,7 +118,8 @@ class Only:
 
 
 DIMS = st.sampled_from([4, 8, 20, 64, 128])
-MASKS = st.sampled_from([{}, {"mask": "chunked", "window": 8}, {"mask": "sliding", "window": 11}, {"mask": "sliding", "window": 30, "cap": 3.0}])
+MASKS = st.sampled_from([{}, {"mask": "chunked", "window": 8}, {"mask": "sliding", "window": 11},
+                         {"mask": "sliding", "window": 30, "cap": 3.0}])
 DTYPES = st.sampled_from(["f32", "f16"])
 
 
@@ -138,7 +139,7 @@ def attention_cases(draw, op: str, **attrs) -> Case:
         attrs["sinks"] = draw(st.booleans())
     else:
         attrs["splits"] = draw(st.integers(1, 6))
-    return attention(op, position, slot, heads=group * draw(st.sampled_from([1, 2])), group=group, dim=draw(DIMS), rows=rows, dtype=draw(DTYPES), **mask, **attrs)
+    return attention(op, position, slot, group * draw(st.sampled_from([1, 2])), group, draw(DIMS), rows, dtype=draw(DTYPES), **mask, **attrs)
 
 
 @FEW
@@ -160,7 +161,8 @@ def test_sequence(gpu, device, case, subgroups):
 
 
 @FEW
-@given(case=st.builds(merge, dim=st.sampled_from([4, 34, 128]), splits=st.integers(1, 17), sinks=st.booleans(), dtype=DTYPES), subgroups=st.booleans())
+@given(case=st.builds(merge, dim=st.sampled_from([4, 34, 128]), splits=st.integers(1, 17), sinks=st.booleans(), dtype=DTYPES),
+       subgroups=st.booleans())
 def test_merge(gpu, device, case, subgroups):
     check(gpu, device, "attention_merge", case, subgroups)
 
@@ -168,12 +170,13 @@ def test_merge(gpu, device, case, subgroups):
 @FEW
 @given(data=st.data(), subgroups=st.booleans())
 def test_heads(gpu, device, data, subgroups):
-    position = data.draw(st.lists(st.integers(-1, 99), min_size=1, max_size=6))
+    draw, flags = data.draw, st.booleans()
+    position = draw(st.lists(st.integers(-1, 99), min_size=1, max_size=6, unique=True))     # no two rows write the same place
     slot = [i % 3 for i in range(len(position))]
-    dim = data.draw(st.sampled_from([4, 20, 64, 128]))
-    case = heads(position, slot, dim, data.draw(st.integers(1, 5)), data.draw(st.integers(1, 3)), data.draw(st.sampled_from([dim, dim // 2])),
-                 data.draw(st.booleans()), data.draw(st.sampled_from(["", "before", "after"])), data.draw(st.booleans()), data.draw(st.booleans()),
-                 data.draw(DTYPES), rows=100, split=data.draw(st.booleans()))
+    dim = draw(st.sampled_from([4, 20, 64, 128]))
+    case = heads(position, slot, dim, draw(st.integers(1, 5)), draw(st.integers(1, 3)), draw(st.sampled_from([dim, dim // 2])),
+                 draw(flags), draw(st.sampled_from(["", "before", "after"])), draw(flags), draw(flags), draw(DTYPES), rows=100,
+                 split=draw(flags))
     check(gpu, device, "heads", case, subgroups)
 
 

@@ -15,11 +15,10 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import safetensors.numpy
-from tokenizers import Tokenizer, models, pre_tokenizers
-
 from tilewright.__main__ import main
 from tilewright.compiler import report
 from tilewright.compiler.text import read
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 CONFIG = {"model_type": "llama", "vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
           "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64, "rope_theta": 10000.0,
@@ -94,7 +93,8 @@ def test_help_and_version(run):
 
 
 def test_as_a_module():
-    told = subprocess.run([sys.executable, "-m", "tilewright", "generate", "nowhere", "--prompt", "x"], capture_output=True, text=True, timeout=60)
+    command = [sys.executable, "-m", "tilewright", "generate", "nowhere", "--prompt", "x"]
+    told = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (told.returncode, told.stdout) == (1, "")
     assert told.stderr == "tilewright: nowhere does not exist; give a Hugging Face folder or a .gguf file\n"
 

@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 from cases import Case, cases
-
 from tilewright.compiler.device import DEFAULT_LIMITS, Device
 from tilewright.templates import KERNELS
 from tilewright.testing import check, schedules

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
 from tilewright import testing
 from tilewright.compiler.builder import Builder
 from tilewright.compiler.device import shipped_devices

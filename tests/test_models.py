@@ -20,7 +20,8 @@ from tilewright.templates import KERNELS
 
 DATA = Path(__file__).parent / "data"
 DEMO = Path(tilewright.__file__).parent / "frontends" / "demo" / "tales-llama4"
-TALES = {"tales-llama4": (DEMO, DATA / "models" / "tales-llama4.npz"), "tales-llama": (DATA / "models" / "tales-llama", DATA / "models" / "tales-llama" / "truth.npz")}
+TALES = {"tales-llama4": (DEMO, DATA / "models" / "tales-llama4.npz"),
+         "tales-llama": (DATA / "models" / "tales-llama", DATA / "models" / "tales-llama" / "truth.npz")}
 TRUTHS = sorted(p.name for p in (DATA / "truth").iterdir())
 
 

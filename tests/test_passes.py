@@ -8,6 +8,7 @@ from tilewright.api import plan_for
 from tilewright.compiler.builder import Builder
 from tilewright.compiler.device import shipped_devices
 from tilewright.compiler.ir import Graph, GraphError, Op
+from tilewright.compiler.kernel import Site
 from tilewright.compiler.liveness import drop_dead
 from tilewright.compiler.ops import OPS, assemble, evaluate_op, step
 from tilewright.compiler.passes.cut import cut_weights
@@ -15,7 +16,6 @@ from tilewright.compiler.passes.fusion import fuse
 from tilewright.compiler.passes.memory import Memory, Place, check, place
 from tilewright.compiler.passes.simplify import simplify
 from tilewright.compiler.passes.tiling import candidates, tile
-from tilewright.compiler.kernel import Site
 from tilewright.compiler.pipeline import compile_graphs, run_stages
 from tilewright.compiler.text import read, show
 from tilewright.compiler.verify import verify

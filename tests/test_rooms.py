@@ -71,7 +71,7 @@ def test_every_kernel_is_found():
 
 def test_the_package_list_is_whole():
     listed = setuptools()["packages"]
-    folders = {p.parent.relative_to(ROOT) for p in ROOT.glob("*/**/__init__.py") if not p.relative_to(ROOT).parts[0].startswith((".", "build"))}
+    folders = {p.parent.relative_to(ROOT) for p in ROOT.glob("*/**/__init__.py") if _room(p) in (*ROOMS, "bench")}
     assert set(listed) == {"tilewright", *(".".join(("tilewright", *folder.parts)) for folder in folders)}
     loose = [p for p in ROOT.glob("*/**/*.py") if _room(p) in ROOMS and not (p.parent / "__init__.py").exists()]
     assert not loose, f"modules outside any package: {loose}"

@@ -1,5 +1,4 @@
 """Sampling draws the tokens that its numpy meaning draws, on every adapter, and that meaning is what the words top-k, top-p say."""
-import jinja2
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -38,7 +37,8 @@ def run(gpu, device, kind: str, feeds: dict, block: int, schedule: dict) -> list
         (g.input if name == "params" else g.state)(name, array.shape, {"f": "f32", "i": "i32", "u": "u32"}[array.dtype.kind])
     graph = g.graph(*g.op(kind, *feeds, block=block))
     kernel = KERNELS[kind]
-    wanted = {"lanes": schedule["lanes"], "subgroup": device.subgroup_size * schedule["subgroups"]} | ({"few": schedule["few"]} if kind == "sample" else {})
+    wanted = {"lanes": schedule["lanes"], "subgroup": device.subgroup_size * schedule["subgroups"]}
+    wanted |= {"few": schedule["few"]} if kind == "sample" else {}
     made = testing.run(gpu, graph, kernel, wanted, device, feeds)
     return [made[n] for n in graph.outputs]
 

@@ -14,7 +14,7 @@ from threading import Thread
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = ("--headless", "--no-sandbox", "--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader", "--disable-gpu", "--disable-quic",
          "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync")
-# A device with all that the adapter has; "" for an accepted module. That a pipeline is too large for this adapter is no fault of the module.
+# A device with all that the adapter has; "" for an accepted module. If a pipeline is too large for this adapter, that is no fault.
 PAGE = """<!doctype html><script type="module">
 async function refusal(device, code, whole) {
     const module = device.createShaderModule({code});

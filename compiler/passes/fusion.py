@@ -70,9 +70,9 @@ class _Fusion:
 
     def _all_absorb(self, producer: Op, p: int) -> bool:
         readers = self.readers.get(producer.outputs[0], set()) - {p}
-        return producer.outputs[0] not in self.graph.outputs and all(
-            (r := self.ops[j]) is not None and (producer.outputs[0] in {n for q in r.body for n in q.outputs} or self._merged(producer, r, keep=False))
-            for j in readers)
+        name = producer.outputs[0]
+        others = [op for j in readers if (op := self.ops[j])]
+        return name not in self.graph.outputs and all(any(name in q.outputs for q in r.body) or self._merged(producer, r, keep=False) for r in others)
 
     def _may_move(self, producer: Op, p: int, i: int) -> bool:
         """Whether the producer may run at place i: nobody between reads its results or renames what it reads."""

@@ -88,7 +88,7 @@ def _join_heads(graph: Graph) -> Graph:
     for chains in groups.values():
         if len(chains) > 1:
             first, *rest = chains
-            replaced |= {op: () for chain in rest for op in chain} | {op: () for op in first}
+            replaced |= {op: () for chain in rest for op in chain} | dict.fromkeys(first, ())
             replaced[first[0]] = _join_chains(values, chains)
     return graph.with_ops((new for op in ops for new in replaced.get(op, (op,))), values)
 

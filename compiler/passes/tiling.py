@@ -66,8 +66,10 @@ def _largest_binding(site: Site) -> int:
 def _tuned(site: Site, kernels: Mapping[str, Kernel]) -> Choice | None:
     choice = site.device.tuned.get(site.signature)
     kernel = kernels.get(choice.kernel) if choice else None
-    usable = choice and kernel and kernel.accepts(site) and dict(choice.schedule) in list(kernel.schedules(site)) and fits(site, kernel, dict(choice.schedule))
-    return choice if usable else None
+    if not choice or not kernel or not kernel.accepts(site):
+        return None
+    schedule = dict(choice.schedule)
+    return choice if schedule in list(kernel.schedules(site)) and fits(site, kernel, schedule) else None
 
 
 def _cheapest(site: Site, kernels: Mapping[str, Kernel]) -> Choice:

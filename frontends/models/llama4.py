@@ -54,7 +54,7 @@ def tensors(c: Config) -> dict[str, Tensor]:
     width = c.intermediate_size
     for i in range(c.num_hidden_layers):
         names = [("attn_norm", "input_layernorm.weight", "attn_norm"), ("ffn_norm", "post_attention_layernorm.weight", "ffn_norm"),
-                 *((n, f"self_attn.{n}_proj.weight", f"attn_{n}") for n in "qkv"), ("o", "self_attn.o_proj.weight", "attn_output")]
+                 *((n, f"self_attn.{n}_proj.weight", f"attn_{n}") for n in ("q", "k", "v")), ("o", "self_attn.o_proj.weight", "attn_output")]
         inside = "feed_forward.shared_expert." if i in c.moe_layers else "feed_forward."
         names += [(n, f"{inside}{n}_proj.weight", f"ffn_{n}{'_shexp' if i in c.moe_layers else ''}") for n in ("gate", "up", "down")]
         names += [("router", "feed_forward.router.weight", "ffn_gate_inp")]
@@ -108,7 +108,7 @@ def _feed_forward(g: Decoder, c: Config, i: int, h: str, width: int) -> str:
 def _experts(g: Decoder, c: Config, i: int, h: str, x: str) -> str:
     """The shared expert, and the chosen ones on inputs times their scores (which is to scale their first projections)."""
     logits = g.linear(h, f"layers.{i}.router", c.num_local_experts, dtype="f32")
-    expert, score = g.route(logits, top_k=c.num_experts_per_tok, score="sigmoid")
+    expert, score = g.op("route", logits, top_k=c.num_experts_per_tok, score="sigmoid")
     gate, up = (g.mul(g.expert_matmul(h, g.stored(f"layers.{i}.experts.{n}", c.num_local_experts, c.intermediate_size, c.hidden_size), expert), score)
                 for n in ("gate", "up"))
     down = g.stored(f"layers.{i}.experts.down", c.num_local_experts, c.hidden_size, c.intermediate_size)
