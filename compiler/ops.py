@@ -152,10 +152,24 @@ def columns(width: int, at: int, result: np.ndarray) -> np.ndarray:
     return whole
 
 
-def _matmul(x: Value, w: Value, *, dtype: str = "", width: int = 0, at: int = 0) -> Value:
+def rounded(x: np.ndarray, activations: str) -> np.ndarray:
+    """x as a projection sees it: with "q8" in blocks of 32 rounded to 8-bit integers times the block's largest magnitude / 127."""
+    if activations != "q8":
+        return x
+    blocks = x.reshape(*x.shape[:-1], -1, 32)
+    most = np.abs(blocks).max(-1, keepdims=True)
+    inverse = np.divide(np.float32(127), most, out=np.zeros_like(most), where=most > 0)
+    return (np.rint(blocks * inverse) * (most / np.float32(127))).reshape(x.shape)
+
+
+def _matmul(x: Value, w: Value, *, dtype: str = "", width: int = 0, at: int = 0, activations: str = "") -> Value:
     need(len(w.shape) == 2, f"w must be a matrix [out, in], not {w}")
     need(x.shape[-1] == w.shape[1], f"x has {x.shape[-1]} columns but w takes {w.shape[1]}")
     return Value((*x.shape[:-1], width or w.shape[0]), dtype or x.dtype)
+
+
+def _matmul_reference(x, w, *, dtype="", width=0, at=0, activations=""):
+    return columns(width, at, rounded(x, activations) @ w.T)
 
 
 def _split(x: Value, *, sizes: tuple[int, ...], head_dim: int = 0) -> tuple[Value, ...]:
@@ -177,7 +191,7 @@ def _unzip(x: Value) -> tuple[Value, Value]:
 
 _define("gather", "table index last? slot?", _gather, _gather_reference, anchor=True)
 _define("rms_norm", "x weight?", _rms_norm, _rms_norm_reference)
-_define("matmul", "x w", _matmul, lambda x, w, dtype="", width=0, at=0: columns(width, at, x @ w.T), anchor=True)
+_define("matmul", "x w", _matmul, _matmul_reference, anchor=True)
 _define("split", "x", _split, _split_reference)
 _define("unzip", "x", _unzip, lambda x: (x[..., 0::2], x[..., 1::2]))
 
@@ -319,14 +333,15 @@ def _route_reference(logits, *, top_k, score, normalize=False):
     return chosen.astype(np.int32), scores[..., None]
 
 
-def _expert_matmul(x: Value, w: Value, expert: Value, *, width: int = 0, at: int = 0) -> Value:
+def _expert_matmul(x: Value, w: Value, expert: Value, *, width: int = 0, at: int = 0, activations: str = "") -> Value:
     need(len(w.shape) == 3, f"w must be [experts, out, in], not {w}")
     need(x.shape[-1] == w.shape[2], f"x has {x.shape[-1]} columns but w takes {w.shape[2]}")
     need(x.shape[:-1] in (expert.shape, expert.shape[:1]), f"x {x} does not fit the choice {expert}")
     return Value((*expert.shape, width or w.shape[1]), x.dtype)
 
 
-def _expert_matmul_reference(x, w, expert, *, width=0, at=0):
+def _expert_matmul_reference(x, w, expert, *, width=0, at=0, activations=""):
+    x = rounded(x, activations)
     x = np.broadcast_to(x[:, None] if x.ndim == 2 else x, (*expert.shape, x.shape[-1]))
     out = np.zeros((*expert.shape, w.shape[1]), np.float32)
     for e in np.unique(expert):
@@ -334,14 +349,14 @@ def _expert_matmul_reference(x, w, expert, *, width=0, at=0):
     return columns(width, at, out)
 
 
-def _expert_sum(x: Value, w: Value, expert: Value, score: Value | None = None, *, width: int = 0, at: int = 0) -> Value:
+def _expert_sum(x: Value, w: Value, expert: Value, score: Value | None = None, *, width: int = 0, at: int = 0, activations: str = "") -> Value:
     need(len(w.shape) == 3 and x.shape[-1] == w.shape[2], f"x {x} does not fit w {w}")
     need(x.shape[:-1] == expert.shape, f"x {x} does not fit the choice {expert}")
     return Value((x.shape[0], width or w.shape[1]), x.dtype)
 
 
-def _expert_sum_reference(x, w, expert, score=None, *, width=0, at=0):
-    each = _expert_matmul_reference(x, w, expert, width=width, at=at)
+def _expert_sum_reference(x, w, expert, score=None, *, width=0, at=0, activations=""):
+    each = _expert_matmul_reference(x, w, expert, width=width, at=at, activations=activations)
     return (each if score is None else each * score.reshape(*expert.shape, 1)).sum(1)
 
 

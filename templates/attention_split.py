@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from ..compiler.codegen import literal
 from ..compiler.kernel import Kernel, Schedule, Site, divide
@@ -53,7 +54,7 @@ class AttentionSplit(Kernel):
         return 16 * divide(4 * teams * site.shape("q")[2], 16) + 48 * divide(teams * s["heads"], 4) + 16 * divide(s["heads"], 4) + shared
 
     def context(self, site: Site, s: Schedule) -> dict[str, object]:
-        attrs = {"mask": "full", "window": 0, "cap": 0.0, **dict(site.op.attrs)}
+        attrs: dict[str, Any] = {"mask": "full", "window": 0, "cap": 0.0, **dict(site.op.attrs)}
         return {"mask": attrs["mask"], "window": attrs["window"], "scale": literal(float(attrs["scale"])),
                 "cap": literal(float(attrs["cap"])) if attrs["cap"] else "", "splits": self._splits(site), "divided": self.kind == "attention"}
 

@@ -78,7 +78,7 @@ PROMPT = [*range(50, 67), -1, -1]       # a sequence with two rows of padding
 RAGGED, SLOTS = [70, -1, 3, 0], [1, 0, 2, 0]
 EVERY = {
     "attention_split": attention("attention_split", RAGGED, SLOTS, dtype="f16", splits=3, mask="sliding", window=40, cap=4.0),
-    "attention": attention("attention", PROMPT, [1] * 19, sinks=True, sequence=True, dim=32, mask="chunked", window=48),
+    "attention": attention("attention", PROMPT, [1] * 19, 2, 1, 64, sinks=True, sequence=True, mask="chunked", window=48),
     "attention_merge": merge(sinks=True),
     "heads": heads([-1, *range(90, 100), -1, *range(4, 11)], [0] * 11 + [1] * 8, norm="after", scaled=True, rotary=8, interleaved=True),
 }
@@ -90,13 +90,24 @@ def test_every_schedule(gpu, device, name, subgroups):
     if subgroups and not device.subgroups:
         pytest.skip("the adapter has no subgroups")
     graph, feeds = EVERY[name]
+    if too_much(device, graph):
+        pytest.skip("the adapter has no f16, or too few bindings")
     assert testing.check(gpu, graph, KERNELS[name], device if subgroups else device.without("subgroups"), feeds)
+
+
+def too_much(device: Device, graph: Graph) -> bool:
+    """Whether a graph needs f16 or more bindings than the device has: such ops never reach it."""
+    fused = testing.fuse_all(graph)
+    half = any(v.dtype == "f16" for v in graph.values.values()) and "shader-f16" not in device.features
+    return half or Site(fused, fused.ops[0], device).bindings > device.limit("max_storage_buffers_per_shader_stage")
 
 
 def check(gpu, device, name: str, case: Case, subgroups: bool) -> None:
     """Two schedules of a kernel: what tiling would choose, and one from the middle of its list."""
     device = device if subgroups else device.without("subgroups")
     graph, feeds = case
+    if too_much(device, graph):
+        return
     for which in (0, 1):
         assert testing.check(gpu, graph, Only(name, device, graph, which), device, feeds) == 1
 
