@@ -23,6 +23,7 @@ TargetName = Annotated[str, typer.Option("--device", help="auto, a part of an ad
 Context = Annotated[int | None, typer.Option(help="Positions for prompt and answer; if not given the model's own, at most 8192.")]
 Dtype = Annotated[str | None, typer.Option(help="How activations are stored: f32 (if not given) or f16.")]
 Cache = Annotated[str | None, typer.Option(help="How keys and values are stored: f32 or f16; as --dtype if not given.")]
+Quantize = Annotated[str | None, typer.Option(help="Format of the weights, such as q8_0 or q4_0, some by name: q4_0,embedding=q8_0.")]
 MaxTokens = Annotated[int, typer.Option(min=0, help="Tokens to generate at most.")]
 Temperature = Annotated[float, typer.Option(help="0 always takes the likeliest token; more gives more variety.")]
 TopK = Annotated[int, typer.Option(help="Sample from so many of the likeliest tokens; 0 is off.")]
@@ -65,7 +66,7 @@ def tilewright(version: Annotated[bool, typer.Option("--version", callback=_vers
     \b
     tilewright demo
     tilewright generate path/to/model --prompt "Once upon a time"
-    tilewright compile path/to/model -o model.wgpu-llama
+    tilewright compile path/to/model -o model.wgpu-llama --quantize q4_0
 
     The demo brings its own model. Others are Hugging Face folders (config.json, *.safetensors, tokenizer.json) or GGUF files.
 
@@ -102,30 +103,33 @@ def demo(device: DeviceName = "auto",
 
 @app.command(name="compile")
 def compile_(model: ModelPath, output: Annotated[Path, typer.Option("--output", "-o", help="The package to write, NAME.wgpu-llama.")],
-             device: TargetName = "auto", context: Context = None, dtype: Dtype = None, cache: Cache = None) -> None:
+             device: TargetName = "auto", context: Context = None, dtype: Dtype = None, cache: Cache = None, quantize: Quantize = None) -> None:
     """Compile a model into one file that any player can run.
 
     \b
     tilewright compile path/to/model -o model.wgpu-llama
     tilewright compile model.gguf -o model.wgpu-llama --device web-default
+    tilewright compile path/to/model -o model.wgpu-llama --quantize q4_0,embedding=q8_0
     """
-    from .api import compile_for, open_checkpoint
-    from .compiler.report import amount
-    from .runtime.terminal import progress
-    start = time.perf_counter()
-    with progress() as show:
-        target = target_of(device)
-        package = compile_for(open_checkpoint(model), target, context, dtype or "f32", cache, show)
-        package.save(output, lambda done, total: show("writing", done, total))
-    typer.echo(f"wrote {output}: {amount(output.stat().st_size)}, {len(package.manifest['shaders'])} shaders for {target.name}, "
-               f"in {time.perf_counter() - start:.1f} s", err=True)
+    pack(model, output, device, context, dtype, cache, quantize)
+
+
+@app.command()
+def convert(model: ModelPath, output: Annotated[Path, typer.Option("--output", "-o", help="The package to write, NAME.wgpu-llama.")],
+            context: Context = None, dtype: Dtype = None, cache: Cache = None, quantize: Quantize = None) -> None:
+    """Pack a model into one file without compiling it; what plays the file compiles it for its device.
+
+    \b
+    tilewright convert path/to/model -o model.wgpu-llama --quantize q8_0
+    """
+    pack(model, output, "reference", context, dtype, cache, quantize)
 
 
 @app.command()
 def generate(model: ModelPath, prompt: Annotated[str, typer.Option(help="The text to go on from; - reads it from standard input.")],
              max_tokens: MaxTokens = 256, temperature: Temperature = 0.0, top_k: TopK = 0, top_p: TopP = 1.0, min_p: MinP = 0.0,
              repeat_penalty: Penalty = 1.0, seed: Seed = None, stop: Stops = None,
-             device: DeviceName = "auto", context: Context = None, dtype: Dtype = None, cache: Cache = None) -> None:
+             device: DeviceName = "auto", context: Context = None, dtype: Dtype = None, cache: Cache = None, quantize: Quantize = None) -> None:
     """Go on from a prompt. The text goes to standard output, all else to standard error.
 
     \b
@@ -134,7 +138,7 @@ def generate(model: ModelPath, prompt: Annotated[str, typer.Option(help="The tex
     """
     from .runtime.terminal import play, rate
     text = sys.stdin.read() if prompt == "-" else prompt
-    loaded = load(model, device, context, dtype, cache)
+    loaded = load(model, device, context, dtype, cache, quantize)
     stream = loaded.stream(text, max_tokens, temperature, top_k, top_p, min_p, repeat_penalty, seed, stop or ())
     count, _, rest = play(stream)
     print()
@@ -156,6 +160,38 @@ def chat(model: ModelPath, system: Annotated[str | None, typer.Option(help="What
     converse(load(model, device, context, dtype, cache), system,
              {"max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
               "repeat_penalty": repeat_penalty, "seed": seed})
+
+
+@app.command()
+def perplexity(model: ModelPath, text: Annotated[Path, typer.Argument(metavar="TEXT", help="A text file of at least 512 tokens.")],
+               against: Annotated[Path | None, typer.Option(metavar="MODEL", help="Tell how far the model is from this one.")] = None,
+               windows: Annotated[int | None, typer.Option(help="Take only the first so many windows of 512 tokens.")] = None,
+               json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the numbers there; - prints them.")] = None,
+               device: DeviceName = "auto", dtype: Dtype = None, cache: Cache = None, quantize: Quantize = None) -> None:
+    """Measure how well a model predicts a text, as llama.cpp does; and what quantizing it costs.
+
+    \b
+    tilewright perplexity path/to/model book.txt
+    tilewright perplexity path/to/model book.txt --quantize q4_0 --against path/to/model
+    """
+    import json
+    from dataclasses import asdict
+
+    from .api import is_package
+    from .runtime.perplexity import WINDOW, measure, rows
+    from .runtime.terminal import progress, show_table
+    words, context = read_text(text), {p: None if is_package(p) else WINDOW for p in (model, against) if p}
+    loaded = load(model, device, context[model], dtype, cache, quantize)
+    base = load(against, device, context[against], dtype, cache) if against else None
+    with progress() as show:
+        found = measure(loaded, words, base, windows, lambda done, total: show("windows", done, total))
+    if json_file:
+        told = json.dumps({"model": str(model), "text": str(text), "base": str(against) if against else None, **asdict(found)}, indent=1)
+        if str(json_file) == "-":
+            print(told)
+            return
+        json_file.write_text(told + "\n", encoding="utf-8")
+    show_table("", ("", ""), rows(found))
 
 
 @app.command()
@@ -246,11 +282,35 @@ def devices() -> None:
     print(f"device profiles to compile for: {', '.join(d.name for d in shipped_devices())}")
 
 
-def load(path: Path, device: str, context: int | None = None, dtype: str | None = None, cache: str | None = None) -> Model:
+def load(path: Path, device: str, context: int | None = None, dtype: str | None = None, cache: str | None = None,
+         quantize: str | None = None) -> Model:
     from . import api
     from .runtime.terminal import progress
     with progress() as show:
-        return api.load(path, device, context, dtype, cache, show)
+        return api.load(path, device, context, dtype, cache, show, quantize)
+
+
+def read_text(path: Path) -> str:
+    """The text of a file as it stands there, line ends and all."""
+    try:
+        return path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is no UTF-8 text") from None
+
+
+def pack(model: Path, output: Path, device: str, context: int | None, dtype: str | None, cache: str | None, quantize: str | None) -> None:
+    """Write a package; a model for the reference device is not compiled."""
+    from .api import compile_for, open_checkpoint
+    from .compiler.report import amount
+    from .runtime.terminal import progress
+    start = time.perf_counter()
+    with progress() as show:
+        target = target_of(device)
+        package = compile_for(open_checkpoint(model), target, context, dtype or "f32", cache, show, quantize)
+        package.save(output, lambda done, total: show("writing", done, total))
+    shaders = len(package.manifest["shaders"])
+    typer.echo(f"wrote {output}: {amount(output.stat().st_size)}, {f'{shaders} shaders for {target.name}' if shaders else 'not compiled'}, "
+               f"in {time.perf_counter() - start:.1f} s", err=True)
 
 
 def target_of(device: str) -> Device:

@@ -14,8 +14,9 @@ from .compiler.ir import Graph
 from .compiler.package import Package, PackageError, open_package
 from .compiler.pipeline import compile_graphs
 from .frontends.checkpoint import Checkpoint, CheckpointError, TokenizerData, open_checkpoint, read_tokenizer
-from .frontends.lower import Plan, flatten, lower
+from .frontends.lower import Plan, lower, raw_config
 from .frontends.models import register_model
+from .frontends.quantize import Quantize
 from .runtime.adapter import adapters, pick
 from .runtime.generate import Model
 from .runtime.gpu import Gpu
@@ -50,27 +51,31 @@ def record_of(gpu: Gpu | None) -> Device:
 
 
 def compile(path: str | Path, device: str = "auto", context: int | None = None, dtype: str = "f32", cache: str | None = None,
-            progress: Progress = silent) -> Package:
+            progress: Progress = silent, quantize: Quantize = None) -> Package:
     """Compile a Hugging Face folder or a GGUF file for a device: "auto", a part of an adapter's name, or "reference" (numpy).
 
     context: positions, by default the model's, at most 8,192. dtype: storage of activations ("f32", "f16"); cache: that of keys and
-    values, as dtype by default. Raises CheckpointError, GraphError or DeviceError with one clear sentence.
+    values, as dtype by default. quantize: the format of the weight matrices ("q4_0"), with others for some names if need be
+    ("q4_0,embedding=q8_0", or {"embedding": "q8_0", "*": "q4_0"}: the first pattern that matches counts); routers stay f32.
+    Raises CheckpointError, GraphError or DeviceError with one clear sentence.
     """
     gpu = open_gpu(device)
     try:
-        return compile_for(open_checkpoint(path), record_of(gpu), context, dtype, cache, progress)
+        return compile_for(open_checkpoint(path), record_of(gpu), context, dtype, cache, progress, quantize)
     finally:
         if gpu:
             gpu.close()
 
 
 def compile_for(checkpoint: Checkpoint, device: Device, context: int | None = None, dtype: str = "f32", cache: str | None = None,
-                progress: Progress = silent) -> Package:
+                progress: Progress = silent, quantize: Quantize = None) -> Package:
     """Compile an opened checkpoint for a device record; needs no such device."""
     for what, given in (("dtype", dtype), ("cache", cache or dtype)):
         if given not in ("f32", "f16"):
             raise CheckpointError(f"unknown {what} '{given}'; known: f32, f16")
-    lowered = lower(checkpoint, plan_for(checkpoint, device, context, dtype, cache or dtype))
+    lowered = lower(checkpoint, plan_for(checkpoint, device, context, dtype, cache or dtype), quantize)
+    for note in lowered.notes:
+        print(f"tilewright: {note}", file=sys.stderr)
     return _package(lowered.graphs, device, lowered.model, lowered.leaf, checkpoint.tokenizer, progress)
 
 
@@ -89,8 +94,7 @@ def _package(graphs: dict[str, Graph], device: Device, model: dict[str, Any], le
 
 def plan_for(checkpoint: Checkpoint, device: Device, context: int | None, dtype: str, cache: str) -> Plan:
     """Program sizes for a device. Raises CheckpointError for a context beyond the model's."""
-    config = flatten(checkpoint.config)
-    most = int(config.get("max_position_embeddings") or 2048)
+    most = int(raw_config(checkpoint).get("max_position_embeddings") or 2048)
     if context is not None and not 1 <= context <= most:
         raise CheckpointError(f"a context of {context} is not possible: the model's own is {most}, so give 1 to {most}")
     context = context or min(most, MOST_CONTEXT)
@@ -99,17 +103,20 @@ def plan_for(checkpoint: Checkpoint, device: Device, context: int | None, dtype:
 
 
 def load(path: str | Path, device: str = "auto", context: int | None = None, dtype: str | None = None, cache: str | None = None,
-         progress: Progress = silent) -> Model:
+         progress: Progress = silent, quantize: Quantize = None) -> Model:
     """Load a Hugging Face folder, a GGUF file, or a .wgpu-llama package, and get it ready to generate.
 
-    device: "auto", a part of an adapter's name, or "reference" (numpy). context, dtype and cache as for `compile`; a package has its own.
+    device: "auto", a part of an adapter's name, or "reference" (numpy). context, dtype, cache and quantize as for `compile`; a package has
+    its own.
     """
     gpu = open_gpu(device)
     record = record_of(gpu)
     if is_package(path):
+        if quantize:
+            raise PackageError(f"{path} is a package, whose weights have their formats: compile the model again with quantize")
         package = _fitting(open_package(path), record, context, dtype, cache, progress)
     else:
-        package = compile_for(open_checkpoint(path), record, context, dtype or "f32", cache, progress)
+        package = compile_for(open_checkpoint(path), record, context, dtype or "f32", cache, progress, quantize)
     player = GpuPlayer(package, gpu, lambda done, total: progress("loading weights", done, total), owns_gpu=True) if gpu else ReferencePlayer(package)
     return Model(package, player, tokenizer_of(package))
 

@@ -9,12 +9,20 @@ import json
 import statistics
 import time
 from collections import defaultdict
+from dataclasses import replace
 
 import numpy as np
 
-from ..api import compile_for, open_gpu, record_of
+from .. import tuning
+from ..api import compile_for, open_gpu, plan_for, record_of
+from ..compiler.device import Device
+from ..compiler.pipeline import run_stages
+from ..frontends.checkpoint import Checkpoint
+from ..frontends.lower import lower
 from ..runtime.generate import Model
+from ..runtime.gpu import Gpu
 from ..runtime.player import GpuPlayer
+from ..templates import KERNELS
 from .shapes import SHAPES, synthetic
 
 
@@ -47,18 +55,38 @@ def decode_speed(model: Model, context: int, tokens: int) -> dict:
             "first_token_s": first}
 
 
+def tuned(gpu: Gpu, record: Device, checkpoint: Checkpoint, args: argparse.Namespace) -> Device:
+    """The record with the best choices that were found in `args.tune` seconds, printed beside the default ones."""
+    low = lower(checkpoint, plan_for(checkpoint, record, args.context, args.dtype, args.dtype))
+    wanted = {n: g for n, g in low.graphs.items() if n == "decode_1" or (args.prefill and n == f"prefill_{max(low.model['prefill'])}")}
+    graphs = {name: graphs for name, graphs, _ in run_stages(wanted, record, KERNELS)}["cut weights"]
+    timings = list(tuning.tune(gpu, tuning.distinct_sites(graphs.values(), record), KERNELS, most=24, seconds=args.tune))
+    best = tuning.fastest(timings)
+    first: dict[str, tuning.Timing] = {}
+    for t in timings:
+        first.setdefault(t.signature, t)
+    for key, t in first.items():
+        fast = min((u for u in timings if u.signature == key), key=lambda u: u.seconds)
+        print(f"{t.seconds * 1e6:8.1f} -> {fast.seconds * 1e6:8.1f} us (estimate {fast.estimate * 1e6:8.1f}) {'+'.join(t.kinds)}: {t.choice} -> {fast.choice}")
+    return replace(record, tuned={**record.tuned, **best})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("shape", choices=SHAPES)
     for name, default in (("layers", 0), ("device", "auto"), ("dtype", "f16"), ("contexts", "128"), ("tokens", 128), ("prefill", ""),
-                          ("context", 8400)):
+                          ("context", 8400), ("tune", 0.0)):
         parser.add_argument(f"--{name}", default=default, type=type(default))
     args = parser.parse_args()
     config = {**SHAPES[args.shape], **({"num_hidden_layers": args.layers} if args.layers else {})}
     gpu = open_gpu(args.device)
     assert gpu
     start = time.perf_counter()
-    package = compile_for(synthetic(config), record_of(gpu), context=args.context, dtype=args.dtype)
+    record, checkpoint = record_of(gpu), synthetic(config)
+    if args.tune:
+        record = tuned(gpu, record, checkpoint, args)
+        start = time.perf_counter()
+    package = compile_for(checkpoint, record, context=args.context, dtype=args.dtype)
     compiled = time.perf_counter() - start
     player = GpuPlayer(package, gpu)
     model = Model(package, player, None)

@@ -81,15 +81,18 @@ def _kernels(shaders: list[Record], programs: Record, decode: str) -> dict[str, 
 
 
 def _weights(weights: Record) -> dict[str, Record]:
-    """By layout: tensors, elements, bytes."""
+    """By layout: tensors, elements, bytes, bits an element."""
     found: dict[str, Record] = {}
     for weight in weights.values():
-        layout = weight["dtype"] if weight["layout"] == "row" else weight["layout"]
-        entry = found.setdefault(layout, {"tensors": 0, "elements": 0, "bytes": 0})
+        entry = found.setdefault(_format(weight), {"tensors": 0, "elements": 0, "bytes": 0})
         entry["tensors"] += 1
         entry["elements"] += math.prod(weight["shape"])
         entry["bytes"] += sum(size for _, _, size in weight["planes"])
-    return found
+    return {name: {**entry, "bits": 8 * entry["bytes"] / entry["elements"]} for name, entry in found.items()}
+
+
+def _format(weight: Record) -> str:
+    return weight["dtype"] if weight["layout"] == "row" else weight["layout"]
 
 
 def _states(manifest: Record) -> list[Record]:
@@ -102,7 +105,8 @@ def _states(manifest: Record) -> list[Record]:
 
 
 def _tensors(manifest: Record) -> list[Record]:
-    return [{"name": name, "shape": w["shape"], "dtype": w["dtype"], "layout": w["layout"],
+    return [{"name": name, "shape": w["shape"], "dtype": w["dtype"], "layout": w["layout"], "format": _format(w),
+             "bits": 8 * sum(size for _, _, size in w["planes"]) / math.prod(w["shape"]),
              "bytes": sum(size for _, _, size in w["planes"]), "buffer": w["planes"][0][0], "offset": w["planes"][0][1]}
             for name, w in manifest["weights"].items()]
 
@@ -117,16 +121,16 @@ def tables(told: Record, tensors: bool = False) -> list[Table]:
         ("programs", ("program", "dispatches", "distinct shaders"),
          [(n, p["dispatches"], p["shaders"]) for n, p in told["programs"].items()]),
         *(_dispatch_tables(told) if told["shaders"] else []),
-        ("weights", ("layout", "tensors", "elements", "size"),
-         [(n, w["tensors"], f"{w['elements']:,}", amount(w["bytes"])) for n, w in told["weights"].items()]),
+        ("weights", ("format", "tensors", "elements", "bits a weight", "size"),
+         [(n, w["tensors"], f"{w['elements']:,}", f"{w['bits']:.4g}", amount(w["bytes"])) for n, w in told["weights"].items()]),
         ("states", ("state", "type", "count", "size"), [(s["name"], _typed(s), s["count"], amount(s["bytes"])) for s in told["states"]]),
         ("memory", ("", ""), [("weights", amount(memory["weights"])), ("states", amount(memory["states"])),
                               ("temporaries", f"{amount(memory['temporaries'])} ({amount(memory['unshared'])} without sharing)"),
                               ("step buffer", amount(memory["step"]))]),
     ]
     if tensors:
-        found.append(("tensors", ("tensor", "type", "layout", "size", "buffer", "offset"),
-                      [(t["name"], _typed(t), t["layout"], amount(t["bytes"]), t["buffer"], f"{t['offset']:,}") for t in told["tensors"]]))
+        found.append(("tensors", ("tensor", "shape", "format", "bits a weight", "size", "buffer", "offset"),
+                      [(t["name"], " x ".join(map(str, t["shape"])), t["format"], f"{t['bits']:.4g}", amount(t["bytes"]), t["buffer"], f"{t['offset']:,}") for t in told["tensors"]]))
     return found
 
 

@@ -9,16 +9,20 @@ import numpy as np
 
 from ..compiler import sampling
 from ..compiler.builder import Builder
+from ..compiler.formats import FORMATS
 from ..compiler.ir import Graph
-from .checkpoint import Checkpoint, CheckpointError
+from . import checkpoint as files
+from .checkpoint import PLAIN_DTYPES, Checkpoint, CheckpointError
+from .gguf_config import config_of
 from .models import family
+from .quantize import Quantize, Storage
 
 SAMPLE_BLOCK = 1024     # tokens of the vocabulary that one workgroup looks at
-MATRIX_LAYOUTS = {"bf16": "bf16", "f16": "f16"}     # how a stored format is kept on the GPU; others become plain f32
 
 
 class Tensor(NamedTuple):
-    """Where a weight comes from: the checkpoint's name (of each format that has one) and what is done to its array."""
+    """Where a weight comes from: its name in a Hugging Face folder and what is done to its array, and its name in a GGUF file, which
+    holds it as it is used."""
 
     hf: str
     gguf: str = ""
@@ -80,11 +84,25 @@ class Decoder(Builder):
 
 @dataclass(frozen=True)
 class Lowered:
-    """graphs: by program name. leaf: the array of a source-less weight. model: what players need to know."""
+    """graphs: by program name. leaf: the array of a source-less weight, or its stored rows (uint8) where it keeps the blocks of the
+    checkpoint. model: what players need to know. notes: sentences on what could not be as asked for."""
 
     graphs: dict[str, Graph]
     leaf: Callable[[str], np.ndarray]
     model: dict[str, Any]
+    notes: list[str]
+
+
+class Weight(NamedTuple):
+    """A tensor of the checkpoint and its part in the model."""
+
+    tensor: files.Tensor
+    transform: Callable[[np.ndarray], np.ndarray] | None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As the model uses it."""
+        return self.transform(np.broadcast_to(np.zeros(1, np.float32), self.tensor.shape)).shape if self.transform else self.tensor.shape
 
 
 def read_config(cls, config: Mapping[str, Any]):
@@ -103,23 +121,31 @@ def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**config, **dict(config.get("text_config") or {})}
 
 
-def lower(checkpoint: Checkpoint, plan: Plan) -> Lowered:
-    """All programs of a model: prefill_N and head_N, decode_N, greedy_N and sample_N. Raises CheckpointError when they do not fit."""
-    raw = flatten(checkpoint.config)
+def raw_config(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The configuration of a checkpoint of any format in the terms of a flat config.json."""
+    raw = config_of(checkpoint) if checkpoint.format == "gguf" else flatten(checkpoint.config)
     if not raw.get("model_type"):
         raise CheckpointError(f"{checkpoint.path}: config.json names no model_type")
+    return raw
+
+
+def lower(checkpoint: Checkpoint, plan: Plan, quantize: Quantize = None) -> Lowered:
+    """All programs of a model: prefill_N and head_N, decode_N, greedy_N and sample_N. Raises CheckpointError when they do not fit."""
+    raw = raw_config(checkpoint)
     module = family(str(raw["model_type"]))
     config = module.read(raw)
-    table = module.tensors(config)
-    layouts = {name: MATRIX_LAYOUTS.get(checkpoint.tensors[t.hf].format, "row") for name, t in table.items() if t.hf in checkpoint.tensors}
+    names = {name: (t.gguf, None) if checkpoint.format == "gguf" else (t.hf, t.transform) for name, t in module.tensors(config).items()}
+    weights = {name: Weight(checkpoint.tensors[stored], transform) for name, (stored, transform) in names.items() if stored in checkpoint.tensors}
+    storage = Storage(quantize, list(names))
+    layouts = {name: storage.layout(name, w.tensor.format, w.shape[-1]) for name, w in weights.items() if len(w.shape) > 1}
     constants: dict[str, np.ndarray] = {}
     graphs = {}
     for name, rows, build in _programs(plan, module, config):
         g = Decoder(plan, rows, name.startswith("prefill"), layouts)
         g.constants = constants
         graphs[name] = g.graph(*build(g))
-    _check_tensors(checkpoint, table, graphs, constants)
-    return Lowered(graphs, _leaf(checkpoint, table, constants), _describe(raw, config, plan))
+    _check_tensors(checkpoint, {name: stored for name, (stored, _) in names.items()}, weights, graphs, constants)
+    return Lowered(graphs, _leaf(weights, layouts, constants), _describe(raw, config, plan), storage.notes)
 
 
 def _programs(plan: Plan, module, config):
@@ -163,26 +189,26 @@ def _programs(plan: Plan, module, config):
             *((f"sample_{n}", n, sampler("sample")) for n in plan.decode)]
 
 
-def _check_tensors(checkpoint: Checkpoint, table: Mapping[str, Tensor], graphs: Mapping[str, Graph], constants) -> None:
+def _check_tensors(checkpoint: Checkpoint, names: Mapping[str, str], weights: Mapping[str, Weight], graphs: Mapping[str, Graph], constants) -> None:
     needed = {n: v for g in graphs.values() for n, v in g.role("weight").items() if not v.source and n not in constants}
-    if missing := [table[n].hf for n in needed if table[n].hf not in checkpoint.tensors]:
+    if missing := [names[n] for n in needed if n not in weights]:
         raise CheckpointError(f"{checkpoint.path} lacks {len(missing)} of the {len(needed)} tensors that the model needs, the first: {missing[0]}")
     for name, value in needed.items():
-        tensor = checkpoint.tensors[table[name].hf]
-        transform = table[name].transform
-        shape = transform(np.broadcast_to(np.zeros(1, np.float32), tensor.shape)).shape if transform else tensor.shape
+        tensor, shape = weights[name].tensor, weights[name].shape
         if shape != value.shape:
             raise CheckpointError(f"{checkpoint.path}: {tensor.name} has the shape {list(tensor.shape)}"
                                   f"{f', {list(shape)} as used,' if shape != tensor.shape else ''} but the config asks for {list(value.shape)}")
 
 
-def _leaf(checkpoint: Checkpoint, table: Mapping[str, Tensor], constants: Mapping[str, np.ndarray]) -> Callable[[str], np.ndarray]:
+def _leaf(weights: Mapping[str, Weight], layouts: Mapping[str, str], constants: Mapping[str, np.ndarray]) -> Callable[[str], np.ndarray]:
     def leaf(name: str) -> np.ndarray:
         if name in constants:
             return constants[name]
-        source = table[name]
-        array = checkpoint.tensors[source.hf].array()
-        return source.transform(array) if source.transform else array
+        tensor, transform = weights[name]
+        if tensor.format in PLAIN_DTYPES:
+            return transform(tensor.array()) if transform else tensor.array()
+        rows = tensor.data.reshape(*tensor.shape[:-1], -1)
+        return rows if layouts.get(name) == tensor.format else FORMATS[tensor.format].decode(rows, tensor.shape[-1])
     return leaf
 
 
@@ -192,4 +218,4 @@ def _describe(raw: Mapping[str, Any], config, plan: Plan) -> dict[str, Any]:
             "prefill": list(plan.prefill), "decode": list(plan.decode), "head": list(plan.head)}
 
 
-__all__ = ["Decoder", "Lowered", "Plan", "Tensor", "flatten", "lower", "read_config"]
+__all__ = ["Decoder", "Lowered", "Plan", "Tensor", "flatten", "lower", "raw_config", "read_config"]

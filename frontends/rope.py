@@ -48,11 +48,12 @@ def rope_table(parameters: Parameters, dim: int, positions: int) -> np.ndarray:
     """Cosines and sines, float32 [positions, dim / 2, 2]. Raises CheckpointError for an unknown scaling.
 
     `inv_freq_dtype: bfloat16` among the parameters says that the model ran with frequencies rounded to that (a whole torch module cast
-    to bfloat16 has rounded them, although loading a bfloat16 checkpoint does not); without the key they are exact."""
+    to bfloat16 has rounded them, although loading a bfloat16 checkpoint does not); without the key they are exact. `divisors`, one a
+    frequency, are how a GGUF file scales them."""
     kind = parameters["rope_type"]
     if kind not in SCALINGS:
         raise CheckpointError(f"unknown rope_type '{kind}'; known: {', '.join(SCALINGS)}")
-    frequencies = SCALINGS[kind](parameters, dim)
+    frequencies = SCALINGS[kind](parameters, dim) / np.asarray(parameters.get("divisors", 1.0))
     if parameters.get("inv_freq_dtype") == "bfloat16":
         frequencies = frequencies.astype(ml_dtypes.bfloat16).astype(np.float64)
     angles = np.arange(positions, dtype=np.float64)[:, None] * frequencies

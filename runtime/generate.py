@@ -10,6 +10,7 @@ import numpy as np
 from ..compiler.package import Package
 from .player import GpuPlayer, ReferencePlayer
 from .sampling import pack_params
+from .text import Text
 from .tokenizer import Tokenizer, TokenizerError
 
 
@@ -106,7 +107,9 @@ class Stream:
 
     def __init__(self, model: Model, ids: np.ndarray, max_tokens: int, sampler: dict[str, Any], stops: tuple[str, ...]):
         self.finish_reason: str | None = None
-        self._model, self._ids, self._max_tokens, self._sampler, self._stops = model, ids, max_tokens, sampler, tuple(s for s in stops if s)
+        self._model, self._ids, self._sampler, self._stops = model, ids, sampler, stops
+        room = model.context - len(ids)
+        self._count, self._limit = min(max_tokens, room), "context" if room <= max_tokens else "length"
         self._pieces = self._run()
 
     def __iter__(self) -> Stream:
@@ -119,46 +122,25 @@ class Stream:
         self._pieces.close()
 
     def _run(self) -> Generator[tuple[int, str]]:
-        tokenizer = self._model._tokenizer
-        decoder, held = tokenizer.decoder() if tokenizer else None, ""
-        ends = set(tokenizer.eos) if tokenizer else set()
-        last: int | None = None
-        for token in self._tokens():
-            if last is not None:
-                yield last, ""      # its text is still held back, and goes out with a later token
-                last = None
-            if token in ends:
+        text, tokens = Text(self._model._tokenizer, self._stops), self._tokens()
+        for left, token in zip(range(self._count - 1, -1, -1), tokens):
+            piece = text.push(token)
+            if text.stopped:
                 self.finish_reason = "stop"
-                break
-            held += decoder.push(token) if decoder else ""
-            if (cut := _first_stop(held, self._stops)) is not None:
-                self.finish_reason = "stop"
-                yield token, held[:cut]
-                return
-            keep = _open_stop(held, self._stops)
-            piece, held = held[:len(held) - keep], held[len(held) - keep:]
-            if keep:
-                last = token
-                if piece:
+                tokens.close()
+                if piece or not text.ends(token):
                     yield token, piece
-                    last = None
-            else:
-                yield token, piece
-        held += decoder.flush() if decoder else ""
-        if last is not None:
-            yield last, held
-        elif held:
-            yield -1, held
+                return
+            yield token, piece + ("" if left else text.flush())
+        self.finish_reason = self._limit
 
-    def _tokens(self) -> Iterator[int]:
+    def _tokens(self) -> Generator[int]:
         """Sampled tokens: frame n + 1 is submitted before frame n's token is read."""
         model, start = self._model, len(self._ids)
         model.player.drain()
         model._turn += 1
         turn = model._turn
-        room = model.context - start
-        count = min(self._max_tokens, room)
-        self.finish_reason = "context" if room <= self._max_tokens else "length"
+        count = self._count
         if not count:
             return
         if self._sampler["repeat_penalty"] != 1:
@@ -185,11 +167,3 @@ class Stream:
         name = "sample_1" if self._sampler["temperature"] > 0 else "greedy_1"
         return name, {"params": pack_params(**self._sampler, step=frame)}
 
-
-def _first_stop(text: str, stops: Sequence[str]) -> int | None:
-    return min((at for s in stops if (at := text.find(s)) >= 0), default=None)
-
-
-def _open_stop(text: str, stops: Sequence[str]) -> int:
-    """How much of the end of the text may be the beginning of a stop string."""
-    return max((n for s in stops for n in range(min(len(s) - 1, len(text)), 0, -1) if text.endswith(s[:n])), default=0)

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..checkpoint import CheckpointError
+from ..gguf_config import Metadata
 from ..lower import Decoder, Tensor, read_config
 from ..rope import rope_parameters, rope_table
 
@@ -24,12 +26,20 @@ class Config:
     rms_norm_eps: float = 1e-6
     max_position_embeddings: int = 2048
     tie_word_embeddings: bool = False
+    rope_interleaved: bool = False      # whether neighbours turn together, or the halves of a head
 
 
 def read(raw: Mapping[str, Any]) -> Config:
     heads = raw.get("num_attention_heads", 1)
     return read_config(Config, {"num_key_value_heads": heads, "head_dim": raw.get("hidden_size", 0) // heads,
                                 **{k: v for k, v in raw.items() if v is not None}, "rope_parameters": rope_parameters(raw)})
+
+
+def gguf(meta: Metadata) -> dict[str, Any]:
+    """GGUF files hold the rows of Q and K in the order of interleaved RoPE."""
+    if experts := meta.number("expert_count", 0):
+        raise CheckpointError(f"{meta.checkpoint.path}: llama with {experts} experts (Mixtral) is not read; dense llama and llama4 are")
+    return {"rope_interleaved": True}
 
 
 def tensors(c: Config) -> dict[str, Tensor]:
@@ -55,7 +65,7 @@ def decoder(g: Decoder, c: Config, x: str) -> str:
         h = g.rms_norm(x, g.stored(f"{layer}.attn_norm", c.hidden_size), eps=c.rms_norm_eps)
         q, k, v = (g.heads(g.linear(h, f"{layer}.{name}", n * c.head_dim), c.head_dim)
                    for name, n in (("q", c.num_attention_heads), ("k", c.num_key_value_heads), ("v", c.num_key_value_heads)))
-        q, k = (g.rope(y, table, "position", interleaved=False) for y in (q, k))
+        q, k = (g.rope(y, table, "position", interleaved=c.rope_interleaved) for y in (q, k))
         x = g.add(x, g.linear(g.attend(i, q, k, v, scale=c.head_dim**-0.5), f"{layer}.o", c.hidden_size))
         h = g.rms_norm(x, g.stored(f"{layer}.ffn_norm", c.hidden_size), eps=c.rms_norm_eps)
         gate, up = (g.linear(h, f"{layer}.{name}", c.intermediate_size) for name in ("gate", "up"))

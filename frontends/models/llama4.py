@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..gguf_config import Metadata
 from ..lower import Decoder, Tensor, read_config
 from ..rope import rope_parameters, rope_table
 
@@ -46,6 +47,18 @@ def read(raw: Mapping[str, Any]) -> Config:
     types = raw.get("layer_types") or ["chunked_attention" if r else "full_attention" for r in uses_rope]
     return read_config(Config, {**raw, "uses_rope": uses_rope, "moe_layers": tuple(moe), "layer_types": tuple(types),
                                 "rope_parameters": rope_parameters(raw)})
+
+
+def gguf(meta: Metadata) -> dict[str, Any]:
+    """What GGUF names otherwise; and what it has no keys for: llama.cpp's constants, unless the file carries keys of our own."""
+    layers, step, experts = meta.count("block_count"), meta.number("interleave_moe_layer_step"), meta.number("expert_count", 0)
+    plain = meta.number("attention.sliding_window", 1) == 0     # RoPE and full attention in every layer
+    return {"intermediate_size": meta.count("expert_feed_forward_length"), "intermediate_size_mlp": meta.count("feed_forward_length"),
+            "num_local_experts": experts, "num_experts_per_tok": meta.number("expert_used_count", 1),
+            "moe_layers": [i for i in range(layers) if step and (i + 1) % step == 0], "use_qk_norm": experts != 128,
+            "no_rope_layers": [1] * layers if plain else None, "layer_types": ["full_attention"] * layers if plain else None,
+            **{f"{prefix}{name}": meta.number(f"tilewright.attention.{name}", usual)
+               for prefix, name, usual in (("attention_", "chunk_size", 8192), ("", "floor_scale", 8192), ("", "attn_scale", 0.1))}}
 
 
 def tensors(c: Config) -> dict[str, Tensor]:
