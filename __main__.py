@@ -22,7 +22,7 @@ DeviceName = Annotated[str, typer.Option("--device", help="auto, a part of an ad
 TargetName = Annotated[str, typer.Option("--device", help="auto, a part of an adapter's name, or a device profile such as web-default.")]
 Context = Annotated[int | None, typer.Option(help="Positions for prompt and answer; if not given the model's own, at most 8192.")]
 Dtype = Annotated[str | None, typer.Option(help="How activations are stored: f32 (if not given) or f16.")]
-Cache = Annotated[str | None, typer.Option(help="How keys and values are stored: f32 or f16; as --dtype if not given.")]
+Cache = Annotated[str | None, typer.Option(help="How keys and values are stored: f32, f16 or q8_0; as --dtype if not given.")]
 Quantize = Annotated[str | None, typer.Option(help="Format of the weights, such as q8_0 or q4_0, some by name: q4_0,embedding=q8_0.")]
 MaxTokens = Annotated[int, typer.Option(min=0, help="Tokens to generate at most.")]
 Temperature = Annotated[float, typer.Option(help="0 always takes the likeliest token; more gives more variety.")]
@@ -178,7 +178,7 @@ def perplexity(model: ModelPath, text: Annotated[Path, typer.Argument(metavar="T
     from dataclasses import asdict
 
     from .api import is_package
-    from .runtime.perplexity import WINDOW, measure, rows
+    from .runtime.perplexity import WINDOW, measure, read_text, rows
     from .runtime.terminal import progress, show_table
     words, context = read_text(text), {p: None if is_package(p) else WINDOW for p in (model, against) if p}
     loaded = load(model, device, context[model], dtype, cache, quantize)
@@ -288,14 +288,6 @@ def load(path: Path, device: str, context: int | None = None, dtype: str | None 
     from .runtime.terminal import progress
     with progress() as show:
         return api.load(path, device, context, dtype, cache, show, quantize)
-
-
-def read_text(path: Path) -> str:
-    """The text of a file as it stands there, line ends and all."""
-    try:
-        return path.read_bytes().decode("utf-8")
-    except UnicodeDecodeError:
-        raise ValueError(f"{path} is no UTF-8 text") from None
 
 
 def pack(model: Path, output: Path, device: str, context: int | None, dtype: str | None, cache: str | None, quantize: str | None) -> None:

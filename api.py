@@ -14,7 +14,7 @@ from .compiler.ir import Graph
 from .compiler.package import Package, PackageError, open_package
 from .compiler.pipeline import compile_graphs
 from .frontends.checkpoint import Checkpoint, CheckpointError, TokenizerData, open_checkpoint, read_tokenizer
-from .frontends.lower import Plan, lower, raw_config
+from .frontends.lower import CACHES, Plan, lower, raw_config
 from .frontends.models import register_model
 from .frontends.quantize import Quantize
 from .runtime.adapter import adapters, pick
@@ -55,7 +55,7 @@ def compile(path: str | Path, device: str = "auto", context: int | None = None, 
     """Compile a Hugging Face folder or a GGUF file for a device: "auto", a part of an adapter's name, or "reference" (numpy).
 
     context: positions, by default the model's, at most 8,192. dtype: storage of activations ("f32", "f16"); cache: that of keys and
-    values, as dtype by default. quantize: the format of the weight matrices ("q4_0"), with others for some names if need be
+    values ("q8_0" too), as dtype by default. quantize: the format of the weight matrices ("q4_0"), with others for some names if need be
     ("q4_0,embedding=q8_0", or {"embedding": "q8_0", "*": "q4_0"}: the first pattern that matches counts); routers stay f32.
     Raises CheckpointError, GraphError or DeviceError with one clear sentence.
     """
@@ -70,9 +70,9 @@ def compile(path: str | Path, device: str = "auto", context: int | None = None, 
 def compile_for(checkpoint: Checkpoint, device: Device, context: int | None = None, dtype: str = "f32", cache: str | None = None,
                 progress: Progress = silent, quantize: Quantize = None) -> Package:
     """Compile an opened checkpoint for a device record; needs no such device."""
-    for what, given in (("dtype", dtype), ("cache", cache or dtype)):
-        if given not in ("f32", "f16"):
-            raise CheckpointError(f"unknown {what} '{given}'; known: f32, f16")
+    for what, given, known in (("dtype", dtype, ("f32", "f16")), ("cache", cache or dtype, tuple(CACHES))):
+        if given not in known:
+            raise CheckpointError(f"unknown {what} '{given}'; known: {', '.join(known)}")
     lowered = lower(checkpoint, plan_for(checkpoint, device, context, dtype, cache or dtype), quantize)
     for note in lowered.notes:
         print(f"tilewright: {note}", file=sys.stderr)
@@ -136,7 +136,7 @@ def _fitting(package: Package, device: Device, context: int | None, dtype: str |
     graphs = {name: package.graph(name) for name in package.manifest["programs"]}
     tokenizer = package.manifest["tokenizer"]
     data = TokenizerData(json=bytes(package.blob("tokenizer")), **tokenizer) if tokenizer else None
-    return _package(graphs, device, model, package.weight, data, progress)
+    return _package(graphs, device, model, package.stored, data, progress)
 
 
 def tokenizer_of(package: Package) -> Tokenizer | None:

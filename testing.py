@@ -46,8 +46,7 @@ def random_feeds(graph: Graph, seed: int = 0) -> dict[str, np.ndarray]:
     for name, v in graph.values.items():
         if v.role != "temp" and not v.source:
             array = (rng.standard_normal(v.shape) if v.dtype in ("f32", "f16") else np.zeros(v.shape)).astype(NUMPY[v.dtype])
-            layout = LAYOUTS[v.layout]
-            feeds[name] = array if v.layout == "row" else layout.unpack(layout.pack(array), v.shape)
+            feeds[name] = _held(v, array)
     return feeds
 
 
@@ -75,10 +74,10 @@ def run(gpu: Gpu, graph: Graph, kernel: Kernel, schedule: Schedule, device: Devi
     result = {}
     for name in op.outputs:
         value, at = graph.values[name], _binding(site, name)
-        raw = gpu.read(ranges[at][0], 0, ranges[at][2])
-        layout = LAYOUTS[value.layout]
-        result[name] = raw[:value.size * np.dtype(NUMPY[value.dtype]).itemsize].view(NUMPY[value.dtype]).reshape(value.shape) if value.layout == "row" \
-            else layout.unpack((raw,), value.shape)
+        planes = tuple(gpu.read(buffer, 0, size) for buffer, _, size in ranges[at:at + len(LAYOUTS[value.layout].planes)])
+        dtype = np.dtype(NUMPY[value.dtype])
+        result[name] = planes[0][:value.size * dtype.itemsize].view(dtype).reshape(value.shape) if value.layout == "row" \
+            else LAYOUTS[value.layout].unpack(planes, value.shape)
     for buffer, _, _ in ranges:
         buffer.destroy()
     return result
@@ -95,6 +94,12 @@ def _stored(value: Value, array: np.ndarray | None) -> tuple[np.ndarray, ...]:
     return tuple(np.ascontiguousarray(np.pad(p.reshape(-1), (0, -p.size * p.itemsize % 4 // p.itemsize))) for p in packed)
 
 
+def _held(value: Value, array: np.ndarray) -> np.ndarray:
+    """The numbers that a buffer holds when it is given these: a layout may round them."""
+    layout = LAYOUTS[value.layout]
+    return array if value.layout == "row" else layout.unpack(layout.pack(array), value.shape)
+
+
 def check(gpu: Gpu, graph: Graph, kernel: Kernel, device: Device, feeds: Mapping[str, np.ndarray] | None = None,
           limit: int | None = None) -> int:
     """Run every schedule (at most `limit`, spread evenly) of a graph of one op and compare with numpy. Returns how many ran.
@@ -107,16 +112,26 @@ def check(gpu: Gpu, graph: Graph, kernel: Kernel, device: Device, feeds: Mapping
     for name, value in graph.values.items():
         if value.source and name not in feeds:
             feeds[name] = assemble(name, graph.values, feeds.__getitem__)
-    want = evaluate(graph, feeds)
+    held = {name: _held(graph.values[name], array) if name in graph.values else array for name, array in feeds.items()}
+    want, before = evaluate(graph, held), {made: held[old] for old, made in site.aliases.items() if old in held}
     options = list(schedules(graph, kernel, device))
     for s in options[::max(1, len(options) // limit)] if limit else options:
         got = run(gpu, graph, kernel, s, device, feeds)
         relative, absolute = kernel.tolerance(site)
         for name in graph.ops[0].outputs:
             scale = max(1.0, float(np.abs(want[name]).max(initial=0)))
-            np.testing.assert_allclose(got[name].astype(np.float64), want[name].astype(np.float64), rtol=relative, atol=absolute * scale,
+            result = got[name] if graph.values[name].layout == "row" else _same_side(got[name], want[name], before[name], relative)
+            np.testing.assert_allclose(result.astype(np.float64), want[name].astype(np.float64), rtol=relative, atol=absolute * scale,
                                        err_msg=f"{kernel.name} with {s} on {device.name}: %{name}\n{graph.ops[0].kinds}")
     return len(options)
+
+
+def _same_side(got: np.ndarray, want: np.ndarray, before: np.ndarray, relative: float) -> np.ndarray:
+    """What a kernel wrote in a layout that rounds to 127 steps, with `want` where the two took neighbouring integers: a number within
+    float error of the middle may go either way. That is forgiven to the share of written numbers that the tolerance puts so near to it."""
+    step = np.repeat(np.abs(want.reshape(-1, 32)).max(-1) / 127, 32).reshape(want.shape)
+    turned = np.abs(np.abs(got - want) - step) <= min(0.5, 127 * relative) * step
+    return np.where(turned, want, got) if turned.sum() <= 2 + 127 * relative * (want != before).sum() else got
 
 
 __all__ = ["check", "fuse_all", "random_feeds", "run", "schedules"]

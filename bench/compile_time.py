@@ -9,24 +9,18 @@ import statistics
 import time
 from pathlib import Path
 
-import numpy as np
-
 from ..api import plan_for
 from ..compiler.device import shipped_devices
 from ..compiler.pipeline import compile_graphs
-from ..frontends.checkpoint import Checkpoint, Tensor
 from ..frontends.lower import lower
 from ..templates import KERNELS
-from .shapes import SHAPES, tensor_shapes
+from .shapes import SHAPES, synthetic
 
 
 def measure(shape: str, device_name: str, repeat: int = 3) -> dict:
     """Medians over a few runs; dispatches a layer are those of one-token decoding."""
-    config = SHAPES[shape]
     device = next(d for d in shipped_devices() if d.name == device_name)
-    empty = np.zeros(1, np.uint8)
-    tensors = {n: Tensor(n, s, "bf16", empty) for n, s in tensor_shapes(config).items()}
-    checkpoint = Checkpoint(Path("synthetic"), "huggingface", config, tensors, None)
+    checkpoint = synthetic(shape, "q4_0", empty=True)
     runs = []
     for _ in range(repeat):
         start = time.perf_counter()
@@ -39,7 +33,7 @@ def measure(shape: str, device_name: str, repeat: int = 3) -> dict:
     shaders = {name: len({number for number, _ in calls}) for name, calls in compiled.calls.items()}
     return {"shape": shape, "device": device_name, "seconds": round(total, 3), "median": round(statistics.median(r[0] for r in runs), 3),
             "stages": {k: round(v, 3) for k, v in seconds.items()}, "programs": len(compiled.graphs), "shaders": shaders,
-            "dispatches_a_layer": round(len(decode) / config["num_hidden_layers"], 2), "decode_dispatches": len(decode)}
+            "dispatches_a_layer": round(len(decode) / lowered.model["layers"], 2), "decode_dispatches": len(decode)}
 
 
 def main() -> None:

@@ -1,60 +1,68 @@
-"""Models of the shapes that matter, with made-up weights: config.json records, and checkpoints whose tensors are views of one array."""
+"""Models of the shapes that matter, with made-up weights: checkpoints as GGUF files would give them, whose equal tensors share their bytes."""
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..frontends.checkpoint import Checkpoint, Tensor
-from ..frontends.lower import flatten
+from ..compiler.formats import FORMATS
+from ..frontends.checkpoint import PLAIN_DTYPES, Checkpoint, Tensor
+from ..frontends.gguf_config import config_of
+from ..frontends.lower import Decoder, Plan
 from ..frontends.models import family
 
-LLAMA3 = {"model_type": "llama", "rms_norm_eps": 1e-5, "rope_theta": 500000.0, "max_position_embeddings": 131072, "vocab_size": 128256}
-SHAPES: dict[str, dict[str, Any]] = {
-    "1b": {**LLAMA3, "num_hidden_layers": 16, "hidden_size": 2048, "intermediate_size": 8192, "num_attention_heads": 32,
-           "num_key_value_heads": 8, "head_dim": 64, "tie_word_embeddings": True},
-    "8b": {**LLAMA3, "num_hidden_layers": 32, "hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32,
-           "num_key_value_heads": 8, "head_dim": 128},
-    "scout": {"model_type": "llama4_text", "num_hidden_layers": 48, "hidden_size": 5120, "intermediate_size": 8192,
-              "intermediate_size_mlp": 16384, "num_attention_heads": 40, "num_key_value_heads": 8, "head_dim": 128, "num_local_experts": 16,
-              "num_experts_per_tok": 1, "interleave_moe_layer_step": 1, "use_qk_norm": True, "rope_theta": 500000.0, "vocab_size": 202048,
-              "rope_scaling": {"rope_type": "llama3", "factor": 16.0, "low_freq_factor": 1.0, "high_freq_factor": 1.0,
-                               "original_max_position_embeddings": 8192}, "max_position_embeddings": 10485760},
+
+def _metadata(arch: str, layers: int, hidden: int, ffn: int, heads: tuple[int, int, int], **more: Any) -> dict[str, Any]:
+    keys = {"block_count": layers, "embedding_length": hidden, "feed_forward_length": ffn, "attention.head_count": heads[0],
+            "attention.head_count_kv": heads[1], "attention.key_length": heads[2], "attention.value_length": heads[2],
+            "rope.dimension_count": heads[2], "rope.freq_base": 500000.0, "attention.layer_norm_rms_epsilon": 1e-5, "context_length": 131072, **more}
+    return {"general.architecture": arch, **{f"{arch}.{k}": v for k, v in keys.items()}}
+
+
+SCOUT = {"expert_count": 16, "expert_used_count": 1, "expert_feed_forward_length": 8192, "interleave_moe_layer_step": 1}
+# metadata, vocabulary, whether the head is the embedding
+SHAPES: dict[str, tuple[dict[str, Any], int, bool]] = {
+    "1b": (_metadata("llama", 16, 2048, 8192, (32, 8, 64)), 128256, True),
+    "8b": (_metadata("llama", 32, 4096, 14336, (32, 8, 128)), 128256, False),
+    "scout12": (_metadata("llama4", 12, 5120, 16384, (40, 8, 128), **SCOUT), 128256, False),
+    "scout": (_metadata("llama4", 48, 5120, 16384, (40, 8, 128), **SCOUT), 202048, False),
 }
 
 
-def synthetic(config: Mapping[str, Any], dtype: str = "bf16") -> Checkpoint:
-    """A checkpoint of the config's shapes. Tensors of one size share their bytes, so that a large model takes little memory."""
-    rng = np.random.default_rng(0)
-    made: dict[tuple[int, ...], np.ndarray] = {}
-    tensors: dict[str, Tensor] = {}
-    for name, shape in tensor_shapes(config).items():
-        if shape not in made:
-            values = (rng.standard_normal(min(int(np.prod(shape)), 1 << 16), np.float32) * 0.02 + (len(shape) == 1)).view(np.uint32) >> 16
-            made[shape] = np.resize(values.astype(np.uint16), int(np.prod(shape))).view(np.uint8)
-        tensors[name] = Tensor(name, shape, "bf16", made[shape])
-    return Checkpoint(Path("synthetic"), "huggingface", dict(config), tensors, None)
+def synthetic(shape: str, stored: str = "bf16", layers: int = 0, empty: bool = False) -> Checkpoint:
+    """A checkpoint of a shape with its matrices in a format (bf16, f16, q4_0, q8_0, …). empty: no bytes, for compiling only."""
+    metadata, vocabulary, tied = SHAPES[shape]
+    metadata = {k: layers if layers and k.endswith("block_count") else v for k, v in metadata.items()}
+    arch, hidden = metadata["general.architecture"], metadata[f"{metadata['general.architecture']}.embedding_length"]
+    first = {"token_embd.weight": (vocabulary, hidden)} | ({} if tied else {"output.weight": (vocabulary, hidden)})
+    bytes_of: dict[tuple[str, tuple[int, ...]], np.ndarray] = {}
+
+    def tensor(name: str, dims: tuple[int, ...]) -> Tensor:
+        kind = "f32" if len(dims) == 1 or "gate_inp" in name else stored
+        if (kind, dims) not in bytes_of:
+            bytes_of[kind, dims] = np.zeros(1, np.uint8) if empty else _bytes(kind, dims)
+        return Tensor(name, dims, kind, bytes_of[kind, dims])
+
+    named = Checkpoint(Path(shape), "gguf", metadata, {n: Tensor(n, s, stored, np.zeros(1, np.uint8)) for n, s in first.items()}, None)
+    return Checkpoint(Path(shape), "gguf", metadata, {n: tensor(n, s) for n, s in _shapes(named, arch).items()}, None)
 
 
-def tensor_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """The checkpoint's tensor names and shapes."""
-    c = family(config["model_type"]).read(flatten(config))
-    h, q, kv, ffn = c.hidden_size, c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim, c.intermediate_size
-    found = {"model.embed_tokens.weight": (c.vocab_size, h), "model.norm.weight": (h,)}
-    if not c.tie_word_embeddings:
-        found["lm_head.weight"] = (c.vocab_size, h)
-    for i in range(c.num_hidden_layers):
-        at = f"model.layers.{i}."
-        found |= {f"{at}{n}.weight": (h,) for n in ("input_layernorm", "post_attention_layernorm")}
-        found |= {f"{at}self_attn.{n}_proj.weight": shape for n, shape in (("q", (q, h)), ("k", (kv, h)), ("v", (kv, h)), ("o", (h, q)))}
-        moe = config["model_type"] == "llama4_text" and i in c.moe_layers
-        inside = "mlp" if config["model_type"] == "llama" else "feed_forward.shared_expert" if moe else "feed_forward"
-        width = ffn if moe or config["model_type"] == "llama" else c.intermediate_size_mlp
-        found |= {f"{at}{inside}.{n}_proj.weight": shape for n, shape in (("gate", (width, h)), ("up", (width, h)), ("down", (h, width)))}
-        if moe:
-            e = c.num_local_experts
-            found |= {f"{at}feed_forward.router.weight": (e, h), f"{at}feed_forward.experts.gate_up_proj": (e, h, 2 * ffn),
-                      f"{at}feed_forward.experts.down_proj": (e, ffn, h)}
-    return found
+def _shapes(checkpoint: Checkpoint, arch: str) -> dict[str, tuple[int, ...]]:
+    """Every tensor that the model's graph reads."""
+    module = family(arch)
+    config = module.read(config_of(checkpoint))
+    g, names = Decoder(Plan(64), 1, False, {}), module.tensors(config)
+    for name in ("token", "position", "slot"):
+        g.input(name, (1,))
+    module.head(g, config, module.decoder(g, config, g.gather(module.embedding(g, config), "token", dtype="f32")))
+    return {names[n].gguf: v.shape for n, v in g.values.items() if v.role == "weight" and n not in g.constants}
+
+
+def _bytes(kind: str, dims: tuple[int, ...]) -> np.ndarray:
+    """Small random numbers in a stored format; a piece of them over and over."""
+    rng, piece = np.random.default_rng(0), 1 << 18
+    numbers = (rng.standard_normal(piece) * 0.02 + (len(dims) == 1)).astype(np.float32)
+    raw = numbers.astype(PLAIN_DTYPES[kind]).view(np.uint8) if kind in PLAIN_DTYPES else FORMATS[kind].encode(numbers[None])
+    total = int(np.prod(dims, dtype=np.int64)) * raw.size // piece
+    return np.resize(raw.reshape(-1), total)

@@ -1,6 +1,6 @@
 """Decode and prefill speed of synthetic models, and where the GPU's time goes.
 
-usage: python -m tilewright.bench.speed SHAPE [--layers N] [--device auto] [--dtype f16] [--contexts 128,8192] [--prefill 512]
+usage: python -m tilewright.bench.speed SHAPE [--layers N] [--device auto] [--stored q4_0] [--dtype f16] [--contexts 128,8192] [--prefill 512]
 """
 from __future__ import annotations
 
@@ -74,15 +74,14 @@ def tuned(gpu: Gpu, record: Device, checkpoint: Checkpoint, args: argparse.Names
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("shape", choices=SHAPES)
-    for name, default in (("layers", 0), ("device", "auto"), ("dtype", "f16"), ("contexts", "128"), ("tokens", 128), ("prefill", ""),
+    for name, default in (("layers", 0), ("device", "auto"), ("stored", "q4_0"), ("dtype", "f16"), ("contexts", "128"), ("tokens", 128), ("prefill", ""),
                           ("context", 8400), ("tune", 0.0)):
         parser.add_argument(f"--{name}", default=default, type=type(default))
     args = parser.parse_args()
-    config = {**SHAPES[args.shape], **({"num_hidden_layers": args.layers} if args.layers else {})}
     gpu = open_gpu(args.device)
     assert gpu
     start = time.perf_counter()
-    record, checkpoint = record_of(gpu), synthetic(config)
+    record, checkpoint = record_of(gpu), synthetic(args.shape, args.stored, args.layers)
     if args.tune:
         record = tuned(gpu, record, checkpoint, args)
         start = time.perf_counter()
@@ -91,17 +90,17 @@ def main() -> None:
     player = GpuPlayer(package, gpu)
     model = Model(package, player, None)
     loaded = time.perf_counter() - start - compiled
-    print(f"{args.shape} {config['num_hidden_layers']} layers on {gpu.info.name}: compiled in {compiled:.1f} s, loaded in {loaded:.1f} s")
+    print(f"{args.shape} {package.manifest['model']['layers']} layers {args.stored} on {gpu.info.name}: compiled in {compiled:.1f} s, loaded in {loaded:.1f} s")
     for context in map(int, args.contexts.split(",")):
         print(json.dumps({k: round(v, 3) for k, v in decode_speed(model, context, args.tokens).items()}))
     for row in kernel_times(player, "decode_1")[:14]:
         print(f"{row['us']:9.1f} us {row['count']:4} x {row['each_us']:7.1f}  {row['weight_mb']:9.1f} MB {row['gb_s']:7.0f} GB/s  {row['kernel']}")
     for count in map(int, filter(None, args.prefill.split(","))):
-        ids = np.random.default_rng(1).integers(0, config["vocab_size"], count)
-        list(model._prefill(ids.astype(np.int32)))
+        ids = np.random.default_rng(1).integers(0, model.info["vocab_size"], count)
+        list(model.prefill_chunks(ids.astype(np.int32)))
         player.read("hidden", 1)
         start = time.perf_counter()
-        list(model._prefill(ids.astype(np.int32)))
+        list(model.prefill_chunks(ids.astype(np.int32)))
         player.read("hidden", 1)
         print(f"prefill {count}: {count / (time.perf_counter() - start):.0f} tok/s")
     if args.prefill:

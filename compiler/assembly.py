@@ -23,7 +23,8 @@ Range = tuple[str, int, int]    # buffer, offset, bytes
 
 def build_package(compiled: Compiled, device: Device, model: Mapping[str, Any], leaf: Callable[[str], np.ndarray],
                   tokenizer: Mapping[str, Any] | None = None, tokenizer_json: bytes = b"") -> Package:
-    """model: what players need to know of it. leaf: the array of a weight that has no source, in any float dtype."""
+    """model: what players need to know of it. leaf: the array of a weight that has no source, in any float dtype, or its
+    rows as its layout's format stores them (uint8)."""
     values: dict[str, Value] = {}
     for graph in compiled.graphs.values():
         values |= {n: v for n, v in graph.values.items() if v.role in ("weight", "state")}
@@ -31,7 +32,7 @@ def build_package(compiled: Compiled, device: Device, model: Mapping[str, Any], 
     weights, blobs = _place_weights({n: values[n] for n in used}, device)
     states = {n: v for n, v in values.items() if v.role == "state"}
     steps = _step_regions(compiled)
-    buffers = {**blobs, **{f"state.{n}": _padded(v) for n, v in states.items()}, **_arenas(compiled),
+    buffers = {**blobs, **{f"state.{n}": sum(_state_planes(v)[-1]) for n, v in states.items()}, **_arenas(compiled),
                "step": max((start + size for start, size in steps.values()), default=0)}
     if tokenizer_json:
         blobs["tokenizer"] = len(tokenizer_json)
@@ -64,13 +65,23 @@ def build_package(compiled: Compiled, device: Device, model: Mapping[str, Any], 
 
 
 def _typed(value: Value, array: np.ndarray) -> np.ndarray:
-    if array.shape != value.shape:
+    stored = array.dtype == np.uint8 and value.layout != "row"      # rows in the bytes of a format
+    if (array.shape[:-1] if stored else array.shape) != (value.shape[:-1] if stored else value.shape):
         raise ValueError(f"a weight has the shape {list(array.shape)} where the model needs {list(value.shape)}")
     return array.astype(NUMPY[value.dtype], copy=False) if value.layout == "row" else array
 
 
 def _padded(value: Value) -> int:
     return -(-sum(plane_bytes(value.shape, value.dtype, value.layout)) // 4) * 4
+
+
+def _state_planes(value: Value) -> list[tuple[int, int]]:
+    """Offset and bytes of every plane of a state in its buffer."""
+    places, at = [], 0
+    for size in plane_bytes(value.shape, value.dtype, value.layout):
+        places.append((at, -(-size // 4) * 4))
+        at += -(-size // ALIGN) * ALIGN
+    return places
 
 
 def _place_weights(values: Mapping[str, Value], device: Device) -> tuple[dict[str, list[Range]], dict[str, int]]:
@@ -155,6 +166,6 @@ def _ranges(graph: Graph, name: str, compiled: Compiled, program: str, weights: 
     if value.role == "weight":
         return [(buffer, offset, max(4, -(-size // 4) * 4)) for buffer, offset, size in weights[name]]
     if value.role == "state":
-        return [(f"state.{name}", 0, _padded(value))]
+        return [(f"state.{name}", offset, size) for offset, size in _state_planes(value)]
     place = compiled.memories[program].places[name]
     return [(f"arena.{place.arena}", place.offset, _padded(value))]

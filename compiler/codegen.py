@@ -46,7 +46,8 @@ class Operand:
     """A value as a template sees it: expressions and statements that read and write it.
 
     load(i), store(i, v): one element; load4, store4: the i-th group of four; `unit` is 4 where rows divide by four, else 1, and
-    load_unit, store_unit follow it. fetch(i, var), quad(var, j): blocks of a weight, as layouts.py describes.
+    load_unit, store_unit follow it. store_rounded(i, v, most): store4 in a layout that rounds, within a group whose largest magnitude is
+    `most`. fetch(i, var), quad(var, j): blocks of a weight, as layouts.py describes.
     """
 
     def __init__(self, name: str, value, access: str, base: int | None = None):
@@ -78,6 +79,9 @@ class Operand:
     def store_unit(self, i: str, v: str) -> str:
         return self._call("store4" if self.unit == 4 else "store", i, v)
 
+    def store_rounded(self, i: str, v: str, most: str) -> str:
+        return self._call("store_rounded", i, v, most)
+
     def fetch(self, i: str, var: str) -> str:
         """Statements that load block i into `var`."""
         if self.value.layout == "row":
@@ -88,6 +92,11 @@ class Operand:
     def quad(self, var: str, j: int) -> str:
         """The j-th group of four (one element, where `unit` is 1) of the block in `var`."""
         return var if self.value.layout == "row" else self.layout.quad(var, j)
+
+    def dot(self, var: str, low: str, high: str, x: str) -> str:
+        """The product of the block in `var` with 32 rounded numbers, as layouts.py describes."""
+        assert self.layout.dot
+        return self.layout.dot(var, low, high, x)
 
     @property
     def planes(self) -> list[str]:
@@ -108,6 +117,19 @@ class Operand:
                        for k, (name, t) in enumerate(zip(self.planes, types, strict=True)))
 
     def accessors(self) -> str:
+        return self._plain_accessors() if self.value.layout == "row" else self._layout_accessors()
+
+    def _layout_accessors(self) -> str:
+        """Those of a layout with blocks of four elements."""
+        text, layout = "", self.layout
+        if "load4" in self.used:
+            text += f"fn {self.name}_load4(i: u32) -> vec4<f32> {{ {layout.fetch(self.planes, 'i', 'x')} return {layout.quad('x', 0)}; }}\n"
+        if "store_rounded" in self.used:
+            assert layout.store
+            text += f"fn {self.name}_store_rounded(i: u32, v: vec4<f32>, most: f32) {{ {layout.store(self.planes, 'i', 'v', 'most')} }}\n"
+        return text
+
+    def _plain_accessors(self) -> str:
         n, scalar, base = self.name, SCALAR[self.dtype], f"{self.base}u + " if self.base else ""
         element = f"{n}[i >> 2u][i & 3u]" if self.wide else f"{'step' if self.base is not None else n}[{base}i]"
         text = {

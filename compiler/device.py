@@ -28,7 +28,7 @@ class Device:
 
     features: WebGPU names (shader-f16, subgroups); subgroup_size: measured, 0 when subgroups vary or are missing;
     bandwidth: bytes/s read from memory; launch: s a dependent dispatch; flops: f32 FLOP/s;
-    width: invocations that run at once (cost model, split-KV); tuned: op signature to the choice that tuning found best.
+    width: invocations that run at once (cost model, split-KV); packed_dot: whether dot4I8Packed is faster than f32, measured; tuned: op signature to the choice that tuning found best.
     """
 
     name: str
@@ -40,6 +40,7 @@ class Device:
     launch: float = 5e-6
     flops: float = 2e12
     width: int = 16384
+    packed_dot: bool = False
     tuned: Mapping[str, Choice] = field(default_factory=dict)
 
     def limit(self, name: str) -> int:
@@ -81,6 +82,7 @@ def write_device(device: Device) -> str:
     """The record as TOML."""
     lines = [f'name = "{device.name}"', f'match = "{device.match}"', f"features = {sorted(device.features)}".replace("'", '"'),
              *(f"{k} = {getattr(device, k)!r}" for k in ("subgroup_size", "bandwidth", "launch", "flops", "width")),
+             f"packed_dot = {str(device.packed_dot).lower()}",
              "", "[limits]", *(f"{k} = {v}" for k, v in device.limits.items())]
     if device.tuned:
         lines += ["", "[tuned]", *(f'"{key}" = "{choice}"' for key, choice in device.tuned.items())]

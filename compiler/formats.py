@@ -43,7 +43,7 @@ class Codes:
 
 def read_records(records: list[np.ndarray], codes: Mapping[str, Codes]) -> Fields:
     """The fields of records, whose parts of the codes become q. codes: the fields that hold them, lowest bits first."""
-    fields = {name: record[name] for record in records for name in record.dtype.names}
+    fields = {name: record[name] for record in records for name in record.dtype.names or ()}
     q, shift = None, 0
     for name, part in codes.items():
         bits = part.spread(np.ascontiguousarray(fields.pop(name)))
@@ -54,12 +54,12 @@ def read_records(records: list[np.ndarray], codes: Mapping[str, Codes]) -> Field
 
 def write_record(record: np.ndarray, fields: Fields, codes: Mapping[str, Codes]) -> None:
     """Fill the record's fields."""
-    shift = 0
+    names, shift = record.dtype.names or (), 0
     for name, part in codes.items():
-        if name in record.dtype.names:
+        if name in names:
             record[name] = part.press(fields["q"] >> np.uint8(shift) if shift else fields["q"])
         shift += part.bits
-    for name in record.dtype.names:
+    for name in names:
         if name not in codes and name in fields:
             record[name] = fields[name]
 
@@ -118,8 +118,8 @@ class Format:
     def numbers(self, fields: Fields) -> np.ndarray:
         """What the fields mean, float32 [n, elements]."""
         q = np.array(self.levels, np.float32)[fields["q"]] if self.levels else fields["q"].view(np.int8).astype(np.float32)
-        scale, centre, shift = self.affine(fields)
-        with np.errstate(all="ignore"):
+        with np.errstate(all="ignore"):     # stored scales may be infinite
+            scale, centre, shift = self.affine(fields)
             q = q.reshape(*scale.shape, -1)
             q -= centre[..., None] if isinstance(centre, np.ndarray) else np.float32(centre)
             q *= scale[..., None]
@@ -170,6 +170,11 @@ def _power(f: Fields) -> Affine:
     return np.where(e < 2, np.uint32(0x00200000) << e, (e - np.uint32(1)) << np.uint32(23)).astype(np.uint32).view(np.float32)[:, None], 0, None
 
 
+def _one_zero(f: Fields) -> Fields:
+    """Codes without the second zero."""
+    return {**f, "q": f["q"] * (f["q"] != 8)}
+
+
 def _open_scales(f: Fields) -> Fields:
     """Eight scales and eight minima of 6 bits in 12 bytes, to s [n, 8, scale and minimum]."""
     low, high, mixed = np.moveaxis(f["packed"].reshape(-1, 3, 4), 1, 0)
@@ -184,7 +189,8 @@ def _close_scales(f: Fields) -> Fields:
     return {**f, "packed": np.concatenate(packed, axis=-1)}
 
 
-def _record(**fields: str) -> np.dtype:
+def record_of(**fields: str) -> np.dtype:
+    """The fields' numpy types, in the order of their bytes."""
     return np.dtype(list(fields.items()))
 
 
@@ -195,21 +201,22 @@ def _grouped(bits: int, group: int, zero: bool) -> Format:
     """Integers with an f16 scale for each group, rounded to nearest. zero: and an i8 zero point."""
     scales = {"d": "<f2", "z": "i1"} if zero else {"d": "<f2"}
     quantize = zero_pointed(bits) if zero else symmetric(bits)
-    return Format(f"i{bits}{'z' if zero else ''}_g{group}", group, _record(**scales, q=f"{group * bits // 8}u1"),
+    return Format(f"i{bits}{'z' if zero else ''}_g{group}", group, record_of(**scales, q=f"{group * bits // 8}u1"),
                   {"q": NIBBLES if bits == 4 else Codes(8, 32)}, quantize, _zeroed if zero else _centred(8 if bits == 4 else 0))
 
 
 FORMATS: dict[str, Format] = {f.name: f for f in (
-    Format("q8_0", 32, _record(d="<f2", q="32u1"), {"q": Codes(8, 32)}, rounded, _centred(0)),
-    Format("q4_0", 32, _record(d="<f2", q="16u1"), {"q": NIBBLES}, signed(8), _centred(8)),
-    Format("q4_1", 32, _record(d="<f2", m="<f2", q="16u1"), {"q": NIBBLES}, ranged(15), _shifted),
-    Format("q5_0", 32, _record(d="<f2", h="4u1", q="16u1"), {"q": NIBBLES, "h": Codes(1, 1)}, signed(16), _centred(16)),
-    Format("q5_1", 32, _record(d="<f2", m="<f2", h="4u1", q="16u1"), {"q": NIBBLES, "h": Codes(1, 1)}, ranged(31), _shifted),
-    Format("q4_k", 256, _record(d="<f2", m="<f2", packed="12u1", q="128u1"), {"q": Codes(4, 32)},
+    Format("q8_0", 32, record_of(d="<f2", q="32u1"), {"q": Codes(8, 32)}, rounded, _centred(0)),
+    Format("q4_0", 32, record_of(d="<f2", q="16u1"), {"q": NIBBLES}, signed(8), _centred(8)),
+    Format("q4_1", 32, record_of(d="<f2", m="<f2", q="16u1"), {"q": NIBBLES}, ranged(15), _shifted),
+    Format("q5_0", 32, record_of(d="<f2", h="4u1", q="16u1"), {"q": NIBBLES, "h": Codes(1, 1)}, signed(16), _centred(16)),
+    Format("q5_1", 32, record_of(d="<f2", m="<f2", h="4u1", q="16u1"), {"q": NIBBLES, "h": Codes(1, 1)}, ranged(31), _shifted),
+    Format("q4_k", 256, record_of(d="<f2", m="<f2", packed="12u1", q="128u1"), {"q": Codes(4, 32)},
            k_ranged(15), _k_shifted, opened=_open_scales, closed=_close_scales),
-    Format("q5_k", 256, _record(d="<f2", m="<f2", packed="12u1", h="32u1", q="128u1"), {"q": Codes(4, 32), "h": Codes(1, 32)},
+    Format("q5_k", 256, record_of(d="<f2", m="<f2", packed="12u1", h="32u1", q="128u1"), {"q": Codes(4, 32), "h": Codes(1, 32)},
            k_ranged(31), _k_shifted, opened=_open_scales, closed=_close_scales),
-    Format("q6_k", 256, _record(q="128u1", h="64u1", s="16i1", d="<f2"), {"q": Codes(4, 64), "h": Codes(2, 32)}, k_centred, _k_scaled),
-    Format("mxfp4", 32, _record(e="u1", q="16u1"), {"q": NIBBLES}, minifloat, _power, (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)),
+    Format("q6_k", 256, record_of(q="128u1", h="64u1", s="16i1", d="<f2"), {"q": Codes(4, 64), "h": Codes(2, 32)}, k_centred, _k_scaled),
+    Format("mxfp4", 32, record_of(e="u1", q="16u1"), {"q": NIBBLES}, minifloat, _power,
+           levels=(0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12), opened=_one_zero),
     *(_grouped(bits, group, zero) for bits in (4, 8) for group in (32, 64, 128) for zero in (False, True)),
 )}

@@ -13,6 +13,7 @@ import numpy as np
 
 from . import sampling
 from .ir import Graph, Op, Value
+from .layouts import LAYOUTS
 
 NUMPY = {"f32": np.float32, "f16": np.float16, "i32": np.int32, "u32": np.uint32}
 
@@ -152,24 +153,14 @@ def columns(width: int, at: int, result: np.ndarray) -> np.ndarray:
     return whole
 
 
-def rounded(x: np.ndarray, activations: str) -> np.ndarray:
-    """x as a projection sees it: with "q8" in blocks of 32 rounded to 8-bit integers times the block's largest magnitude / 127."""
-    if activations != "q8":
-        return x
-    blocks = x.reshape(*x.shape[:-1], -1, 32)
-    most = np.abs(blocks).max(-1, keepdims=True)
-    inverse = np.divide(np.float32(127), most, out=np.zeros_like(most), where=most > 0)
-    return (np.rint(blocks * inverse) * (most / np.float32(127))).reshape(x.shape)
-
-
-def _matmul(x: Value, w: Value, *, dtype: str = "", width: int = 0, at: int = 0, activations: str = "") -> Value:
+def _matmul(x: Value, w: Value, *, dtype: str = "", width: int = 0, at: int = 0) -> Value:
     need(len(w.shape) == 2, f"w must be a matrix [out, in], not {w}")
     need(x.shape[-1] == w.shape[1], f"x has {x.shape[-1]} columns but w takes {w.shape[1]}")
     return Value((*x.shape[:-1], width or w.shape[0]), dtype or x.dtype)
 
 
-def _matmul_reference(x, w, *, dtype="", width=0, at=0, activations=""):
-    return columns(width, at, rounded(x, activations) @ w.T)
+def _matmul_reference(x, w, *, dtype="", width=0, at=0):
+    return columns(width, at, x @ w.T)
 
 
 def _split(x: Value, *, sizes: tuple[int, ...], head_dim: int = 0) -> tuple[Value, ...]:
@@ -219,13 +210,16 @@ def _position_scale(x: Value, table: Value, position: Value) -> Value:
     return Value(x.shape, x.dtype)
 
 
-def _cache_write(cache: Value, x: Value, position: Value, slot: Value) -> Value:
+def _cache_write(cache: Value, x: Value, position: Value, slot: Value, *, rounding: str = "row") -> Value:
+    need(rounding == cache.layout, f"what goes into a cache stored as {cache.layout} is rounded so, not as {rounding}")
     need(len(cache.shape) == 4, f"a cache is [slots, heads, rows, head_dim], not {cache}")
     need((cache.shape[1], cache.shape[3]) == x.shape[1:], f"x {x} does not fit the cache {cache}")
     return Value(cache.shape, cache.dtype, layout=cache.layout)
 
 
-def _cache_write_reference(cache, x, position, slot):
+def _cache_write_reference(cache, x, position, slot, *, rounding="row"):
+    """rounding: the layout of the cache, which may hold x only roughly."""
+    x = LAYOUTS[rounding].unpack(LAYOUTS[rounding].pack(x), x.shape)
     cache, live = cache.copy(), position >= 0
     cache[slot[live], :, position[live] % cache.shape[2]] = x[live]
     return cache
@@ -333,15 +327,14 @@ def _route_reference(logits, *, top_k, score, normalize=False):
     return chosen.astype(np.int32), scores[..., None]
 
 
-def _expert_matmul(x: Value, w: Value, expert: Value, *, width: int = 0, at: int = 0, activations: str = "") -> Value:
+def _expert_matmul(x: Value, w: Value, expert: Value, *, width: int = 0, at: int = 0) -> Value:
     need(len(w.shape) == 3, f"w must be [experts, out, in], not {w}")
     need(x.shape[-1] == w.shape[2], f"x has {x.shape[-1]} columns but w takes {w.shape[2]}")
     need(x.shape[:-1] in (expert.shape, expert.shape[:1]), f"x {x} does not fit the choice {expert}")
     return Value((*expert.shape, width or w.shape[1]), x.dtype)
 
 
-def _expert_matmul_reference(x, w, expert, *, width=0, at=0, activations=""):
-    x = rounded(x, activations)
+def _expert_matmul_reference(x, w, expert, *, width=0, at=0):
     x = np.broadcast_to(x[:, None] if x.ndim == 2 else x, (*expert.shape, x.shape[-1]))
     out = np.zeros((*expert.shape, w.shape[1]), np.float32)
     for e in np.unique(expert):
@@ -349,14 +342,14 @@ def _expert_matmul_reference(x, w, expert, *, width=0, at=0, activations=""):
     return columns(width, at, out)
 
 
-def _expert_sum(x: Value, w: Value, expert: Value, score: Value | None = None, *, width: int = 0, at: int = 0, activations: str = "") -> Value:
+def _expert_sum(x: Value, w: Value, expert: Value, score: Value | None = None, *, width: int = 0, at: int = 0) -> Value:
     need(len(w.shape) == 3 and x.shape[-1] == w.shape[2], f"x {x} does not fit w {w}")
     need(x.shape[:-1] == expert.shape, f"x {x} does not fit the choice {expert}")
     return Value((x.shape[0], width or w.shape[1]), x.dtype)
 
 
-def _expert_sum_reference(x, w, expert, score=None, *, width=0, at=0, activations=""):
-    each = _expert_matmul_reference(x, w, expert, width=width, at=at, activations=activations)
+def _expert_sum_reference(x, w, expert, score=None, *, width=0, at=0):
+    each = _expert_matmul_reference(x, w, expert, width=width, at=at)
     return (each if score is None else each * score.reshape(*expert.shape, 1)).sum(1)
 
 
@@ -406,6 +399,49 @@ _define("sample_blocks", "logits seen params", _sample_blocks, _sample_blocks_re
 _define("sample", "params keys summary token last seen", lambda params, keys, summary, token, last, seen, block: (token, last, seen),
         lambda params, keys, summary, token, last, seen, block: _feed(sampling.choose(keys, params), params, token, last, seen),
         inplace={0: 3, 1: 4, 2: 5}, anchor=True)
+
+
+# Projections of activations that are rounded to 8-bit integers by blocks of 32, once for all that read them.
+
+def _quantize(x: Value) -> tuple[Value, Value]:
+    need(x.shape[-1] % 32 == 0, f"rows of {x} do not divide into blocks of 32")
+    return Value((*x.shape[:-1], x.shape[-1] // 4), "u32"), Value((*x.shape[:-1], x.shape[-1] // 32, 4), "f32")
+
+
+def _quantize_reference(x):
+    """Four integers a word, lowest byte first; a block's scale, and the scaled sums of the integers of its halves."""
+    blocks = x.reshape(*x.shape[:-1], -1, 32)
+    most = np.abs(blocks).max(-1, keepdims=True)
+    scale = most / np.float32(127)
+    integers = np.rint(blocks * np.divide(np.float32(127), most, out=np.zeros_like(most), where=most > 0))
+    sums = integers.reshape(*blocks.shape[:-1], 2, 16).sum(-1)
+    return integers.astype(np.int8).reshape(x.shape).view(np.uint32), np.concatenate([scale, scale * sums, np.zeros_like(scale)], -1)
+
+
+def _restored(x, scales):
+    """The numbers that rounded activations stand for."""
+    blocks = np.ascontiguousarray(x).view(np.int8).astype(np.float32).reshape(*scales.shape[:-1], 32)
+    return (blocks * scales[..., :1]).reshape(*x.shape[:-1], -1)
+
+
+def _on_integers(kind: str) -> None:
+    """The projection `kind` of rounded activations: operands x (integers) and scales where the plain one has x."""
+    plain = OPS[kind]
+
+    def rule(x: Value, scales: Value, *rest: Value, dtype: str = "f32", **attrs) -> Value:
+        need(scales.shape == (*x.shape[:-1], x.shape[-1] // 8, 4), f"scales {scales} do not fit x {x}")
+        made = plain.infer(Value((*x.shape[:-1], 4 * x.shape[-1])), *rest, **attrs)
+        assert isinstance(made, Value)
+        return Value(made.shape, dtype)
+
+    def reference(x, scales, *rest, dtype="f32", **attrs):
+        return plain.reference(_restored(x, scales), *rest, **attrs)
+    _define(f"{kind}_q8", " ".join(("x", "scales", *plain.operands[1:])), rule, reference, anchor=True)
+
+
+_define("quantize", "x", _quantize, _quantize_reference, anchor=True)
+for _kind in ("matmul", "expert_matmul", "expert_sum"):
+    _on_integers(_kind)
 
 
 def infer(op: Op, values: Mapping[str, Value]) -> tuple[Value, ...]:

@@ -81,11 +81,19 @@ class Package:
 
     def weight(self, name: str) -> np.ndarray:
         """A weight as numbers, float32 (or its integer dtype)."""
-        entry = self.manifest["weights"][name]
-        planes = tuple(self._cached(buffer)[offset:offset + size] for buffer, offset, size in entry["planes"])
+        entry, planes = self.manifest["weights"][name], self._planes(name)
         if entry["layout"] == "row":
             return planes[0].view(NUMPY[entry["dtype"]]).reshape(entry["shape"])
         return LAYOUTS[entry["layout"]].unpack(planes, tuple(entry["shape"]))
+
+    def stored(self, name: str) -> np.ndarray:
+        """A weight as its layout packs it without loss: the rows of its format (uint8) if that is a quantized one, else numbers."""
+        entry = self.manifest["weights"][name]
+        rows = LAYOUTS[entry["layout"]].rows
+        return rows(self._planes(name), tuple(entry["shape"])) if rows else self.weight(name)
+
+    def _planes(self, name: str) -> tuple[np.ndarray, ...]:
+        return tuple(self._cached(buffer)[at:at + size] for buffer, at, size in self.manifest["weights"][name]["planes"])
 
     def _cached(self, name: str) -> np.ndarray:
         if name not in self._blobs:

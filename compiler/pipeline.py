@@ -11,6 +11,7 @@ from .codegen import Shader, render
 from .device import Device
 from .ir import Choice, Graph
 from .kernel import Kernel, Site
+from .passes.activations import round_activations
 from .passes.cut import cut_caches, cut_weights
 from .passes.fusion import fuse
 from .passes.layout import lay_out
@@ -44,6 +45,8 @@ def stages(device: Device, kernels: Mapping[str, Kernel]) -> list[Stage]:
     first: list[Stage] = [("simplify", each(simplify)), ("layout", lay_out)]
     if not kernels:
         return first        # the reference device plays graphs as they are
+    if device.packed_dot:
+        first.append(("activations", each(round_activations)))
     return [*first, ("cut caches", each(lambda g: cut_caches(g, device))), ("split_kv", each(lambda g: split_kv(g, device))),
             ("fusion", each(lambda g: fuse(g, device, kernels))), ("cut weights", each(lambda g: cut_weights(g, device))),
             ("tiling", each(lambda g: tile(g, device, kernels)))]

@@ -99,9 +99,9 @@ def _states(manifest: Record) -> list[Record]:
     """Caches and other states, those of all layers that are alike in one entry."""
     groups: dict[tuple, int] = Counter()
     for name, state in manifest["states"].items():
-        groups[re.sub(r"\.\d+\.", ".*.", name), state["dtype"], tuple(state["shape"]), manifest["buffers"][f"state.{name}"]] += 1
-    return [{"name": name, "dtype": dtype, "shape": list(shape), "count": count, "bytes": size * count}
-            for (name, dtype, shape, size), count in groups.items()]
+        groups[re.sub(r"\.\d+\.", ".*.", name), state["dtype"], state["layout"], tuple(state["shape"]), manifest["buffers"][f"state.{name}"]] += 1
+    return [{"name": name, "dtype": dtype, "layout": layout, "shape": list(shape), "count": count, "bytes": size * count}
+            for (name, dtype, layout, shape, size), count in groups.items()]
 
 
 def _tensors(manifest: Record) -> list[Record]:
@@ -130,7 +130,8 @@ def tables(told: Record, tensors: bool = False) -> list[Table]:
     ]
     if tensors:
         found.append(("tensors", ("tensor", "shape", "format", "bits a weight", "size", "buffer", "offset"),
-                      [(t["name"], " x ".join(map(str, t["shape"])), t["format"], f"{t['bits']:.4g}", amount(t["bytes"]), t["buffer"], f"{t['offset']:,}") for t in told["tensors"]]))
+                      [(t["name"], " x ".join(map(str, t["shape"])), t["format"], f"{t['bits']:.4g}", amount(t["bytes"]), t["buffer"],
+                       f"{t['offset']:,}") for t in told["tensors"]]))
     return found
 
 
@@ -145,7 +146,7 @@ def _dispatch_tables(told: Record) -> list[Table]:
 
 
 def _typed(entry: Record) -> str:
-    return f"{entry['dtype']}[{','.join(map(str, entry['shape']))}]"
+    return f"{_format(entry)}[{','.join(map(str, entry['shape']))}]"
 
 
 def amount(size: float) -> str:

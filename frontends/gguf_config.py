@@ -28,7 +28,7 @@ class Metadata:
         if any(type(v) not in (int, float) for v in values):
             raise CheckpointError(f"{self.checkpoint.path}: {full} is {value!r}, not a number; convert the model again")
         if len(set(values)) > 1:
-            raise CheckpointError(f"{self.checkpoint.path}: {full} differs from layer to layer ({values[:4]} and on), which no model family here takes")
+            raise CheckpointError(f"{self.checkpoint.path}: {full} differs between layers ({values[:4]} and on), which no model family here takes")
         return values[0]
 
     def count(self, key: str, default: int | None = None) -> int:

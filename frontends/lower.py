@@ -11,12 +11,15 @@ from ..compiler import sampling
 from ..compiler.builder import Builder
 from ..compiler.formats import FORMATS
 from ..compiler.ir import Graph
+from ..compiler.layouts import LAYOUTS
 from . import checkpoint as files
 from .checkpoint import PLAIN_DTYPES, Checkpoint, CheckpointError
 from .gguf_config import config_of
 from .models import family
 from .quantize import Quantize, Storage
 
+# how keys and values may be stored: dtype and layout
+CACHES = {"f32": ("f32", "row"), "f16": ("f16", "row"), "q8_0": ("f32", "q8_cache")}
 SAMPLE_BLOCK = 1024     # tokens of the vocabulary that one workgroup looks at
 
 
@@ -77,8 +80,12 @@ class Decoder(Builder):
         largest prefill chunk, so that no chunk overwrites keys that it still needs."""
         _, heads, dim = self.shape(k)
         rows = self.plan.context if mask == "full" else min(self.plan.context, window + max(self.plan.prefill))
-        caches = [self.cache_write(self.state(f"layers.{layer}.{name}", (self.plan.slots, heads, rows, dim), self.plan.cache), x, "position", "slot")
-                  for name, x in (("keys", k), ("values", v))]
+        dtype, layout = CACHES[self.plan.cache]
+        if dim % LAYOUTS[layout].group:
+            raise CheckpointError(f"cache {self.plan.cache} needs head_dim to be a multiple of {LAYOUTS[layout].group}, and the model's is {dim}")
+        rounding = {"rounding": layout} if layout != "row" else {}
+        states = [self.state(f"layers.{layer}.{name}", (self.plan.slots, heads, rows, dim), dtype, layout) for name in ("keys", "values")]
+        caches = [self.cache_write(state, x, "position", "slot", **rounding) for state, x in zip(states, (k, v), strict=True)]
         return self.attention(q, *caches, "position", "slot", scale=scale, mask=mask, window=window, sequence=self.sequence, **attrs)
 
 

@@ -23,7 +23,7 @@ def rules_of(quantize: Quantize) -> Rules:
         return []
     parts = [part.strip().rpartition("=") for part in quantize.split(",")] if isinstance(quantize, str) else []
     pairs = list(quantize.items()) if isinstance(quantize, Mapping) else [(name or "*", kind) for name, _, kind in parts]
-    known = ["f32", *(name for name in LAYOUTS if name != "row")]
+    known = ["f32", *(name for name, layout in LAYOUTS.items() if name != "row" and not layout.store)]
     if unknown := next((kind for _, kind in pairs if kind not in known), None):
         raise CheckpointError(f"unknown weight format '{unknown}'; known: {', '.join(known)}")
     return [*(p for p in pairs if p[0] != "*"), ("*router*", "f32"), *(p for p in pairs if p[0] == "*")]

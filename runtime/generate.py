@@ -2,12 +2,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from ..compiler.package import Package
+from .batch import stream_many
 from .player import GpuPlayer, ReferencePlayer
 from .sampling import pack_params
 from .text import Text
@@ -33,17 +34,21 @@ class Model:
         return self._tokenizer
 
     @property
+    def tokenizer_or_none(self) -> Tokenizer | None:
+        return self._tokenizer
+
+    @property
     def context(self) -> int:
         return self.info["context"]
 
     def logits(self, token_ids: Sequence[int]) -> np.ndarray:
         """Teacher-forced logits, float32 [len(token_ids), vocab]. Raises PromptError for ids out of range or too many."""
-        ids = self._checked(token_ids)
+        ids = self.checked(token_ids)
         self.player.drain()
         self._turn += 1
         result = np.empty((len(ids), self.info["vocab_size"]), np.float32)
         block = max(self.info["head"])
-        for start, count in self._prefill(ids):
+        for start, count in self.prefill_chunks(ids):
             for row in range(0, count, block):
                 rows = np.minimum(np.arange(row, row + block), count - 1)
                 self.player.play([(f"head_{block}", {"row": rows})])
@@ -57,13 +62,24 @@ class Model:
 
         Samplers apply in this order: repeat penalty, temperature (0: greedy), top-k (0: off), top-p, min-p.
         """
-        ids = self._checked(self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt)
-        if max_tokens < 0:
-            raise ValueError(f"max_tokens must not be negative, not {max_tokens}")
-        sampler: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "repeat_penalty": repeat_penalty,
-                   "seed": random.getrandbits(32) if seed is None else seed, "stamp": 1}
-        pack_params(**sampler, step=0)      # refuses what is out of range before anything runs
+        ids = self.checked(self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt)
+        sampler = sampler_of(max_tokens, temperature, top_k, top_p, min_p, repeat_penalty, seed)
         return Stream(self, ids, max_tokens, sampler, (stop,) if isinstance(stop, str) else tuple(stop))
+
+    def stream_many(self, prompts: Iterable[str | Sequence[int]], max_tokens: int = 64, temperature: float = 0.0, top_k: int = 0,
+                    top_p: float = 1.0, min_p: float = 0.0, repeat_penalty: float = 1.0, seed: int | None = None,
+                    stop: str | Sequence[str] = ()) -> Generator[tuple[int, int, str]]:
+        """Iterate over (index of the prompt, token id, text piece) as the tokens of all come; `finish_reasons` has their ends by index.
+
+        As many prompts run at once as the model was loaded with slots (`load(..., batch=)`); others begin when one ends."""
+        sampler = sampler_of(max_tokens, temperature, top_k, top_p, min_p, repeat_penalty, seed)
+        self.player.drain()
+        self._turn += 1
+        self.finish_reasons: dict[int, str] = {}
+        try:
+            yield from stream_many(self, prompts, (stop,) if isinstance(stop, str) else tuple(stop), max_tokens, sampler)
+        finally:
+            self.player.drain()
 
     def generate(self, prompt: str | Sequence[int], **options: Any) -> str:
         """The text that `stream` gives, in one piece."""
@@ -73,7 +89,7 @@ class Model:
         """Free the device's memory."""
         self.player.close()
 
-    def _checked(self, token_ids: Sequence[int]) -> np.ndarray:
+    def checked(self, token_ids: Sequence[int]) -> np.ndarray:
         ids = np.asarray(token_ids, np.int64).reshape(-1)
         vocab = self.info["vocab_size"]
         if not ids.size:
@@ -85,7 +101,21 @@ class Model:
                               "shorten it, or load the model with a larger context")
         return ids.astype(np.int32)
 
-    def _prefill(self, ids: np.ndarray) -> Iterator[tuple[int, int]]:
+    def prefill(self, ids: np.ndarray, slot: int = 0) -> int:
+        """Run a prompt through the caches of a slot. Returns the row of the state `hidden` that its last token has then."""
+        count = 0
+        for _, count in self.prefill_chunks(ids, slot):
+            pass
+        return count - 1
+
+    def remember(self, ids: np.ndarray, slot: int, sampler: dict[str, Any]) -> None:
+        """Mark the prompt's tokens as seen, if a repeat penalty asks for them."""
+        if sampler["repeat_penalty"] != 1:
+            seen = np.zeros(self.info["vocab_size"], np.uint32)
+            seen[ids] = sampler["stamp"]
+            self.player.write("seen", seen, slot * self.info["vocab_size"])
+
+    def prefill_chunks(self, ids: np.ndarray, slot: int = 0) -> Iterator[tuple[int, int]]:
         """Run the prompt through the caches chunk by chunk; after each: its first position and its tokens. Their hidden states stand
         in the state `hidden` then."""
         sizes, start = sorted(self.info["prefill"]), 0
@@ -97,9 +127,19 @@ class Model:
             count = min(size, left)
             token, position = np.zeros(size, np.int32), np.full(size, -1, np.int32)
             token[:count], position[:count] = ids[start:start + count], np.arange(start, start + count)
-            self.player.play([(f"prefill_{size}", {"token": token, "position": position, "slot": np.zeros(size, np.int32)})])
+            self.player.play([(f"prefill_{size}", {"token": token, "position": position, "slot": np.full(size, slot, np.int32)})])
             yield start, count
             start += count
+
+
+def sampler_of(max_tokens: int, temperature: float, top_k: int, top_p: float, min_p: float, repeat_penalty: float, seed: int | None) -> dict[str, Any]:
+    """What `pack_params` takes for every step. Raises ValueError for what is out of range, before anything runs."""
+    if max_tokens < 0:
+        raise ValueError(f"max_tokens must not be negative, not {max_tokens}")
+    sampler = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "repeat_penalty": repeat_penalty,
+               "seed": random.getrandbits(32) if seed is None else seed, "stamp": 1}
+    pack_params(**sampler, step=0)
+    return sampler
 
 
 class Stream:
@@ -122,7 +162,7 @@ class Stream:
         self._pieces.close()
 
     def _run(self) -> Generator[tuple[int, str]]:
-        text, tokens = Text(self._model._tokenizer, self._stops), self._tokens()
+        text, tokens = Text(self._model.tokenizer_or_none, self._stops), self._tokens()
         for left, token in zip(range(self._count - 1, -1, -1), tokens):
             piece = text.push(token)
             if text.stopped:
@@ -143,14 +183,9 @@ class Stream:
         count = self._count
         if not count:
             return
-        if self._sampler["repeat_penalty"] != 1:
-            seen = np.zeros(model.info["vocab_size"], np.uint32)
-            seen[self._ids] = self._sampler["stamp"]
-            model.player.write("seen", seen)
-        size = 0
-        for _, size in model._prefill(self._ids):
-            pass
-        model.player.play([("head_1", {"row": np.array([size - 1], np.int32)}), self._sample(0)], frame=0)
+        model.remember(self._ids, 0, self._sampler)
+        row = model.prefill(self._ids)
+        model.player.play([("head_1", {"row": np.array([row], np.int32)}), self._sample(0)], frame=0)
         try:
             for frame in range(1, count):
                 step = {"token": np.array([-1], np.int32), "position": np.array([start + frame - 1], np.int32), "slot": np.zeros(1, np.int32)}

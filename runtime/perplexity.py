@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -68,6 +69,14 @@ def measure(model: Model, text: str | Sequence[int], base: Model | None = None, 
     loss = np.concatenate([j.loss for j in found])
     perplexity = math.exp(loss.mean())
     return Perplexity(perplexity, perplexity * _error(loss), len(loss), len(cut), _compare(found) if base else None)
+
+
+def read_text(path: Path) -> str:
+    """The text of a file as it stands there, line ends and all."""
+    try:
+        return path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is no UTF-8 text") from None
 
 
 def _windows(model: Model, text: str | Sequence[int], count: int | None) -> np.ndarray:

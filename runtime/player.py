@@ -78,14 +78,16 @@ class GpuPlayer:
                 readback.wait(self._submitted[frame])
 
     def read(self, state: str, rows: int) -> np.ndarray:
-        """The first rows of a state, after everything submitted so far."""
+        """The first rows of a state of plain elements, after everything submitted so far."""
         entry = self.package.manifest["states"][state]
+        assert entry["layout"] == "row", f"{state} is stored as {entry['layout']}"
         dtype, shape = np.dtype(DTYPES[entry["dtype"]]), (rows, *entry["shape"][1:])
         return self.gpu.read(self.buffers[f"state.{state}"], 0, int(np.prod(shape)) * dtype.itemsize).view(dtype).reshape(shape)
 
-    def write(self, state: str, array: np.ndarray) -> None:
-        """Set a state from its start on."""
-        self.gpu.write(self.buffers[f"state.{state}"], 0, array)
+    def write(self, state: str, array: np.ndarray, at: int = 0) -> None:
+        """Set a state of plain elements from its element `at` on."""
+        assert self.package.manifest["states"][state]["layout"] == "row"
+        self.gpu.write(self.buffers[f"state.{state}"], at * array.itemsize, array)
 
     def close(self) -> None:
         for buffer in (*self.buffers.values(), *self._tokens):
@@ -117,8 +119,8 @@ class ReferencePlayer:
     def read(self, state: str, rows: int) -> np.ndarray:
         return self._states[state][:rows].copy()
 
-    def write(self, state: str, array: np.ndarray) -> None:
-        self._states[state].reshape(-1)[:array.size] = array.ravel()
+    def write(self, state: str, array: np.ndarray, at: int = 0) -> None:
+        self._states[state].reshape(-1)[at:at + array.size] = array.ravel()
 
     def close(self) -> None:
         self._states.clear()

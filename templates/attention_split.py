@@ -6,6 +6,7 @@ from typing import Any
 
 from ..compiler.codegen import literal
 from ..compiler.kernel import Kernel, Schedule, Site, divide
+from ..compiler.layouts import LAYOUTS
 
 LATENCY = 1e-6      # s between asking memory and having the answer under load: what must be under way to keep it busy
 
@@ -16,7 +17,7 @@ class AttentionSplit(Kernel):
     kind = "attention_split"
 
     def accepts(self, site: Site) -> bool:
-        return site.op.kind == self.kind and all(site.values[n].layout == "row" for n in site.bound)
+        return site.op.kind == self.kind and all(LAYOUTS[site.values[n].layout].block == 4 for n in site.bound)
 
     def schedules(self, site: Site) -> Iterator[Schedule]:
         units, together, size = self._units(site), self._group(site), site.device.subgroup_size
@@ -34,7 +35,7 @@ class AttentionSplit(Kernel):
         device, (rows, q_heads, dim), keys = site.device, site.shape("q"), self._keys(site)
         x, y, z = self.grid(site, s)
         invocations = x * y * z * s["lanes"]
-        item = 2 if site.value("k").dtype == "f16" else 4
+        item = site.bytes("k") / site.value("k").size
         again = self._group(site) // s["heads"] - 1
         traffic = 2 * rows * site.shape("k")[1] * keys * dim * item * (1 + 0.3 * again)
         under_way = invocations * s["batch"] * dim // s["cols"] * 2 * item

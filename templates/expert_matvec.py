@@ -7,7 +7,7 @@ from .matvec import MatVec
 
 class ExpertMatVec(MatVec):
     def accepts(self, site: Site) -> bool:
-        if site.anchor.kind not in ("expert_matmul", "expert_sum") or not site.elementwise_epilogue or not self.rounds(site):
+        if site.anchor.kind not in ("expert_matmul", "expert_sum") or not site.elementwise_epilogue:
             return False
         normed = [p.kind for p in site.prologue] == ["rms_norm"] and len(site.shape("x")) == 2 and self._total(site) <= 64
         return not site.prologue or normed

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from ..compiler.codegen import broadcast_index, element, literal
 from ..compiler.ir import Op, Value
 from ..compiler.kernel import Kernel, Schedule, Site, divide
+from ..compiler.layouts import LAYOUTS
 from ..compiler.ops import OPS
 
 VECTOR = {"rope", "position_scale", "cache_write"}      # what no other kernel takes
@@ -37,7 +38,8 @@ class Heads(Kernel):
     def accepts(self, site: Site) -> bool:
         kinds = set(site.op.kinds)
         ours = bool(kinds & VECTOR) or ("split" in kinds and len(site.op.parts) > 1)
-        return ours and all(site.values[n].layout == "row" for n in site.bound) and bool(self._streams(site))
+        plain = all(site.values[n].layout == "row" or LAYOUTS[site.values[n].layout].store for n in site.bound)
+        return ours and plain and bool(self._streams(site))
 
     def schedules(self, site: Site) -> Iterator[Schedule]:
         size, rows = site.device.subgroup_size, self._rows(site)
@@ -67,14 +69,21 @@ class Heads(Kernel):
         return s["lanes"] * s["groups"]
 
     def workgroup_bytes(self, site: Site, s: Schedule) -> int:
-        return 0 if "rms_norm" not in site.op.kinds else 16 * divide(self.threads(site, s) // (s["subgroup"] or 1), 4)
+        norm = 0 if "rms_norm" not in site.op.kinds else 16 * divide(self.threads(site, s) // (s["subgroup"] or 1), 4)
+        return norm + 4 * s["groups"] * self._rounded(site)
 
     def context(self, site: Site, s: Schedule) -> dict[str, object]:
-        return {"streams": self._streams(site), "rows": self._rows(site), "normed": "rms_norm" in site.op.kinds}
+        return {"streams": self._streams(site), "rows": self._rows(site), "normed": "rms_norm" in site.op.kinds,
+                "rounded": self._rounded(site)}
 
     def _rows(self, site: Site) -> int:
         part = site.op.parts[0]
         return site.values[part.inputs[1 if part.kind == "cache_write" else 0]].shape[0]
+
+    def _rounded(self, site: Site) -> int:
+        """Elements of a head vector that goes into a cache whose layout rounds groups of them; 0 where none does."""
+        return max((site.values[p.inputs[0]].shape[3] for p in site.op.parts if p.kind == "cache_write" and p.attr("rounding", "row") != "row"),
+                   default=0)
 
     def _streams(self, site: Site) -> list[Stream]:
         """The streams of the op; none where its body is more than streams."""

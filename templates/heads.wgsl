@@ -5,6 +5,9 @@ $$ set threads = lanes * groups
 $$ if normed
 {{ scratch(1, lanes, threads, subgroup) }}
 $$ endif
+$$ if rounded
+var<workgroup> finished: array<f32, {{ groups * rounded }}>;
+$$ endif
 @compute @workgroup_size({{ threads }})
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) index: u32) {
     let lane = index % {{ lanes }}u;
@@ -44,12 +47,32 @@ $$ endfor
 $$ elif step.kind == "cache_write"
             let p = {{ at(step.position).load("row") }};
             let line = ((u32({{ at(step.slot).load("row") }}) * {{ stream.heads }}u + head) * {{ at(step.out).shape[2] }}u + u32(p) % {{ at(step.out).shape[2] }}u) * {{ D }}u;
+$$ if at(step.out).layout.store
+$$ set group = at(step.out).layout.group
+            let start = index / {{ lanes }}u * {{ D }}u;
+$$ for j in range(per)
+            if (own{{ j }}) {
+                finished[start + a{{ j }}] = v{{ j }}.x;
+                finished[start + b{{ j }}] = v{{ j }}.y;
+            }
+$$ endfor
+            workgroupBarrier();
+            let stop = select(0u, {{ D }}u, {{ "%s && " % guard if rows % groups }}p >= 0);
+            for (var i = 4u * lane; i < stop; i += {{ 4 * lanes }}u) {
+                let four = vec4<f32>(finished[start + i], finished[start + i + 1u], finished[start + i + 2u], finished[start + i + 3u]);
+                var most = 0.0;
+                for (var k = 0u; k < {{ group }}u; k++) { most = max(most, abs(finished[start + i / {{ group }}u * {{ group }}u + k])); }
+                {{ at(step.out).store_rounded("(line + i) / 4u", "four", "most") }};
+            }
+            workgroupBarrier();
+$$ else
 $$ for j in range(per)
             if (own{{ j }} && p >= 0) {
                 {{ at(step.out).store("line + a%d" % j, "v%d.x" % j) }};
                 {{ at(step.out).store("line + b%d" % j, "v%d.y" % j) }};
             }
 $$ endfor
+$$ endif
 $$ elif step.kind == "rope"
             let turn = u32(max({{ at(step.position).load("row") }}, 0)) * {{ 2 * stream.rotary }}u;
 $$ for j in range(per)

@@ -1,7 +1,7 @@
 $# Rows of W times a few tokens: `lanes` invocations share the sums of `rows` rows for `tokens` tokens, holding x in registers across
 $# the rows. With `norm`, x is normalised on the way: the sum of squares is gathered beside the products and divided out at the end.
 {$ from "reduction.wgsl" import scratch, reduce with context $}
-$$ set U, K, N = x.unit, x.shape[-1], w.shape[-2]
+$$ set U, K, N = x.unit, w.shape[-1], w.shape[-2]
 $$ set blocks, quads, units = K // w.block, w.block // U, K // U
 $$ set threads = lanes * groups
 $$ set product = "dot(%s, %s)" if U == 4 else "%s * %s"

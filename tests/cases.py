@@ -174,12 +174,14 @@ def heads(dtype: str):
         g = Builder()
         yield label, g.graph(*_heads(g, dtype, dim, rotary, interleaved, norm)), at
     g = Builder()
+    yield "rounded cache", g.graph(*_heads(g, dtype, 96, 48, False, "after", "q8_cache")), at
+    g = Builder()
     q, = g.op("split", g.state("x", (5, 24), dtype), sizes=(24,), head_dim=8)
     y = g.position_scale(q, g.weight("factor", (16,)), g.input("position", (5,)))
     yield "scaled by position", g.graph(y), {"position": at["position"]}
 
 
-def _heads(g: Builder, dtype: str, dim: int, rotary: int, interleaved: bool, norm: str) -> list[str]:
+def _heads(g: Builder, dtype: str, dim: int, rotary: int, interleaved: bool, norm: str, layout: str = "row") -> list[str]:
     """3 query heads and 2 of keys and values: split, RoPE and norm of the first two, cache writes."""
     q, k, v = g.op("split", g.state("x", (5, 7 * dim), dtype), sizes=(3 * dim, 2 * dim, 2 * dim), head_dim=dim)
     position, slot, table = g.input("position", (5,)), g.input("slot", (5,)), g.weight("table", (16, rotary, 2))
@@ -189,7 +191,9 @@ def _heads(g: Builder, dtype: str, dim: int, rotary: int, interleaved: bool, nor
             x = g.rms_norm(x, g.weight(f"norm_{x}", (dim,)), eps=1e-5)
         x = g.rope(x, table, position, interleaved=interleaved)
         done.append(g.rms_norm(x, eps=1e-5) if norm == "after" else x)
-    caches = [g.cache_write(g.state(name, (3, 2, 10, dim), dtype), x, position, slot) for name, x in (("keys", done[1]), ("values", v))]
+    kept = dtype if layout == "row" else "f32"
+    caches = [g.cache_write(g.state(name, (3, 2, 10, dim), kept, layout), x, position, slot, rounding=layout)
+              for name, x in (("keys", done[1]), ("values", v))]
     return [done[0], *caches]
 
 
@@ -203,10 +207,10 @@ class Shape(NamedTuple):
     cache: int
 
 
-def attend(kind: str, dtype: str, s: Shape, sinks: bool = False, **attrs) -> Graph:
+def attend(kind: str, dtype: str, s: Shape, sinks: bool = False, layout: str = "row", **attrs) -> Graph:
     g = Builder()
     q = g.state("q", (s.rows, s.heads, s.dim), dtype)
-    keys, values = (g.state(n, (3, s.shared, s.cache, s.dim), dtype) for n in ("keys", "values"))
+    keys, values = (g.state(n, (3, s.shared, s.cache, s.dim), dtype if layout == "row" else "f32", layout) for n in ("keys", "values"))
     at = [g.input(n, (s.rows,)) for n in ("position", "slot")]
     more = [g.weight("sinks", (s.heads,))] if sinks else []
     return g.graph(*g.op(kind, q, keys, values, *at, *more, scale=s.dim**-0.5, **attrs))
@@ -223,6 +227,7 @@ def attentions(dtype: str):
     run = {"position": ints(*range(20, 33), -1, -1), "slot": np.full(15, 1, np.int32)}
     yield "sequence", make(Shape(15, 6, 2, 16, 40), sequence=True, sinks=True), run
     yield "sequence, ring", make(Shape(15, 4, 4, 64, 27), sequence=True, mask="sliding", window=12, cap=5.0), run
+    yield "sequence, rounded cache", make(Shape(15, 4, 2, 32, 40), sequence=True, layout="q8_cache"), run
     yield "sequence, chunks", make(Shape(15, 5, 1, 32, 40), sequence=True, mask="chunked", window=25), run
 
 
@@ -231,6 +236,7 @@ def attention_splits(dtype: str):
     make = partial(attend, "attention_split", dtype)
     yield "full", make(Shape(4, 6, 2, 12, 40), splits=3), SINGLES
     yield "ring", make(Shape(4, 8, 2, 64, 20), splits=5, mask="sliding", window=15), SINGLES
+    yield "rounded cache", make(Shape(4, 6, 2, 96, 40), splits=3, layout="q8_cache"), SINGLES
     yield "odd heads", make(Shape(4, 3, 3, 10, 24), splits=2, mask="chunked", window=16, cap=4.0), SINGLES
 
 

@@ -13,6 +13,7 @@ from tilewright.compiler.device import Device
 from tilewright.compiler.ir import Graph
 from tilewright.compiler.kernel import Site
 from tilewright.compiler.passes.tiling import candidates
+from tilewright.frontends.lower import CACHES
 from tilewright.templates import KERNELS
 
 FEW = settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -20,11 +21,11 @@ Case = tuple[Graph, dict[str, np.ndarray]]
 
 
 def attention(op: str, position: list[int], slot: list[int], heads: int = 4, group: int = 2, dim: int = 16, rows: int = 64, slots: int = 3,
-              dtype: str = "f32", q_dtype: str = "f32", sinks: bool = False, **attrs) -> Case:
+              cache: str = "f32", q_dtype: str = "f32", sinks: bool = False, **attrs) -> Case:
     """A graph of one attention op and what it is fed."""
     b, tokens = Builder(), len(position)
     q = b.state("q", (tokens, heads, dim), q_dtype)
-    k, v = (b.state(name, (slots, heads // group, rows, dim), dtype) for name in "kv")
+    k, v = (b.state(name, (slots, heads // group, rows, dim), *CACHES[cache]) for name in "kv")
     extra = [b.weight("sinks", (heads,))] if sinks else []
     y = b.op(op, q, k, v, b.input("position", (tokens,)), b.input("slot", (tokens,)), *extra, scale=dim ** -0.5, **attrs)
     return feed(b.graph(*y), position, slot)
@@ -39,7 +40,7 @@ def feed(graph: Graph, position: list[int], slot: list[int], seed: int = 0) -> C
 
 
 def heads(position: list[int], slot: list[int], dim: int = 16, q_heads: int = 4, kv_heads: int = 2, rotary: int = 16,
-          interleaved: bool = False, norm: str = "", scaled: bool = False, bias: bool = False, dtype: str = "f32", rows: int = 12,
+          interleaved: bool = False, norm: str = "", scaled: bool = False, bias: bool = False, cache: str = "f32", rows: int = 12,
           split: bool = True) -> Case:
     """Split, norm, RoPE, scale and cache writes of a layer. norm: none, before or after the RoPE."""
     b, tokens = Builder(), len(position)
@@ -59,7 +60,8 @@ def heads(position: list[int], slot: list[int], dim: int = 16, q_heads: int = 4,
         q, k = b.rms_norm(q, eps=1e-5), b.rms_norm(k, eps=1e-5)
     if scaled:
         q = b.position_scale(q, b.weight("factors", (100,)), p)
-    caches = [b.cache_write(b.state(n, (3, kv_heads, rows, dim), dtype), x, p, s) for n, x in (("k_cache", k), ("v_cache", v))]
+    states = [b.state(n, (3, kv_heads, rows, dim), *CACHES[cache]) for n in ("k_cache", "v_cache")]
+    caches = [b.cache_write(state, x, p, s, rounding=CACHES[cache][1]) for state, x in zip(states, (k, v), strict=True)]
     return feed(b.graph(q, *caches), position, slot)
 
 
@@ -77,10 +79,17 @@ def merge(dim: int = 16, splits: int = 5, sinks: bool = False, dtype: str = "f32
 PROMPT = [*range(50, 67), -1, -1]       # a sequence with two rows of padding
 RAGGED, SLOTS = [70, -1, 3, 0], [1, 0, 2, 0]
 EVERY = {
-    "attention_split": attention("attention_split", RAGGED, SLOTS, dtype="f16", splits=3, mask="sliding", window=40, cap=4.0),
+    "attention_split": attention("attention_split", RAGGED, SLOTS, cache="f16", splits=3, mask="sliding", window=40, cap=4.0),
     "attention": attention("attention", PROMPT, [1] * 19, 2, 1, 64, sinks=True, sequence=True, mask="chunked", window=48),
     "attention_merge": merge(sinks=True),
     "heads": heads([-1, *range(90, 100), -1, *range(4, 11)], [0] * 11 + [1] * 8, norm="after", scaled=True, rotary=8, interleaved=True),
+}
+
+
+EVERY |= {
+    "attention_split, q8_0": attention("attention_split", RAGGED, SLOTS, dim=64, cache="q8_0", splits=3, mask="sliding", window=40),
+    "attention, q8_0": attention("attention", PROMPT, [1] * 19, 2, 1, 32, cache="q8_0", sequence=True, mask="chunked", window=48),
+    "heads, q8_0": heads([-1, *range(90, 100), -1, *range(4, 11)], [0] * 11 + [1] * 8, 96, norm="after", scaled=True, rotary=96, cache="q8_0"),
 }
 
 
@@ -92,7 +101,7 @@ def test_every_schedule(gpu, device, name, subgroups):
     graph, feeds = EVERY[name]
     if too_much(device, graph):
         pytest.skip("the adapter has no f16, or too few bindings")
-    assert testing.check(gpu, graph, KERNELS[name], device if subgroups else device.without("subgroups"), feeds)
+    assert testing.check(gpu, graph, KERNELS[name.split(",")[0]], device if subgroups else device.without("subgroups"), feeds)
 
 
 def too_much(device: Device, graph: Graph) -> bool:
@@ -129,13 +138,14 @@ class Only:
 
 
 DIMS = st.sampled_from([4, 8, 20, 64, 128])
+BLOCK_DIMS = st.sampled_from([32, 64, 96, 128])     # that a q8_0 cache takes
 MASKS = st.sampled_from([{}, {"mask": "chunked", "window": 8}, {"mask": "sliding", "window": 11},
                          {"mask": "sliding", "window": 30, "cap": 3.0}])
 DTYPES = st.sampled_from(["f32", "f16"])
 
 
 @st.composite
-def attention_cases(draw, op: str, **attrs) -> Case:
+def attention_cases(draw, op: str, dims=DIMS, caches=DTYPES, **attrs) -> Case:
     group, mask = draw(st.sampled_from([1, 2, 3, 4, 8])), draw(MASKS)
     rows = 48 if mask else 64               # with a window the cache is a ring that wraps
     last = 200 if mask else rows - 1
@@ -150,7 +160,7 @@ def attention_cases(draw, op: str, **attrs) -> Case:
         attrs["sinks"] = draw(st.booleans())
     else:
         attrs["splits"] = draw(st.integers(1, 6))
-    return attention(op, position, slot, group * draw(st.sampled_from([1, 2])), group, draw(DIMS), rows, dtype=draw(DTYPES), **mask, **attrs)
+    return attention(op, position, slot, group * draw(st.sampled_from([1, 2])), group, draw(dims), rows, cache=draw(caches), **mask, **attrs)
 
 
 @FEW
@@ -172,6 +182,18 @@ def test_sequence(gpu, device, case, subgroups):
 
 
 @FEW
+@given(case=attention_cases("attention_split", BLOCK_DIMS, st.just("q8_0")), subgroups=st.booleans())
+def test_split_over_a_rounded_cache(gpu, device, case, subgroups):
+    check(gpu, device, "attention_split", case, subgroups)
+
+
+@FEW
+@given(case=attention_cases("attention", BLOCK_DIMS, st.just("q8_0"), sequence=True), subgroups=st.booleans())
+def test_sequence_over_a_rounded_cache(gpu, device, case, subgroups):
+    check(gpu, device, "attention", case, subgroups)
+
+
+@FEW
 @given(case=st.builds(merge, dim=st.sampled_from([4, 34, 128]), splits=st.integers(1, 17), sinks=st.booleans(), dtype=DTYPES),
        subgroups=st.booleans())
 def test_merge(gpu, device, case, subgroups):
@@ -184,20 +206,21 @@ def test_heads(gpu, device, data, subgroups):
     draw, flags = data.draw, st.booleans()
     position = draw(st.lists(st.integers(-1, 99), min_size=1, max_size=6, unique=True))     # no two rows write the same place
     slot = [i % 3 for i in range(len(position))]
-    dim = draw(st.sampled_from([4, 20, 64, 128]))
+    cache = draw(st.sampled_from([*CACHES, "q8_0", "q8_0"]))
+    dim = draw(BLOCK_DIMS if cache == "q8_0" else st.sampled_from([4, 20, 64, 128]))
     case = heads(position, slot, dim, draw(st.integers(1, 5)), draw(st.integers(1, 3)), draw(st.sampled_from([dim, dim // 2])),
-                 draw(flags), draw(st.sampled_from(["", "before", "after"])), draw(flags), draw(flags), draw(DTYPES), rows=100,
+                 draw(flags), draw(st.sampled_from(["", "before", "after"])), draw(flags), draw(flags), cache, rows=100,
                  split=draw(flags))
     check(gpu, device, "heads", case, subgroups)
 
 
 @pytest.mark.parametrize("name, case", [
-    ("attention_split", attention("attention_split", [60], [2], heads=16, group=16, dim=256, splits=4, dtype="f16")),
+    ("attention_split", attention("attention_split", [60], [2], heads=16, group=16, dim=256, splits=4, cache="f16")),
     ("attention", attention("attention", [*range(20, 29)], [0] * 9, heads=8, group=8, dim=256, sequence=True)),
     ("attention", attention("attention", [-1] * 5, [0] * 5, sinks=True, sequence=True)),
     ("attention", attention("attention", [0], [0], sequence=True)),
     ("attention", attention("attention", [63, 60], [1, 2], dim=10)),
-    ("attention", attention("attention", [*range(9)], [1] * 9, q_dtype="f16", dtype="f16", sequence=True)),
+    ("attention", attention("attention", [*range(9)], [1] * 9, q_dtype="f16", cache="f16", sequence=True)),
     ("attention", attention("attention", [90, 91, 92, -1], [1] * 4, rows=24, mask="sliding", window=16, sequence=True)),
     ("attention_split", attention("attention_split", [-1, 0], [0, 1], splits=7)),
 ], ids=lambda value: value if isinstance(value, str) else "-".join(str(value[0].values["q"])[4:-1].split(",")))

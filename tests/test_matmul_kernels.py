@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -148,6 +150,40 @@ def test_route(gpu, device, tokens, experts, top_k, score, normalize):
     feeds = testing.random_feeds(graph)
     feeds["logits"] = np.round(feeds["logits"] * 4) / 2      # coarse, so that there are ties
     check(gpu, device, graph, "route", feeds, limit=2)
+
+
+def small_rows(graph):
+    """Feeds whose rows are so small that a norm's epsilon counts."""
+    return {name: array * np.float32(2e-3) if name == "x" else array for name, array in testing.random_feeds(graph).items()}
+
+
+@pytest.mark.parametrize("kernel", ["matvec", "expert_matvec", "rms_norm"])
+def test_the_epsilon_of_a_norm(gpu, device, kernel):
+    b = Builder()
+    normed = b.graph(b.rms_norm(b.state("x", (3, 36)), b.weight("norm", (36,)), eps=1e-5))
+    chosen, feeds = choose(3, 2, 4, 18, 24, norm=True)
+    graph = {"matvec": project((3,), 18, 36, norm=True), "expert_matvec": chosen, "rms_norm": normed}[kernel]
+    check(gpu, device, graph, kernel, small_rows(graph) | ({"expert": feeds["expert"]} if kernel == "expert_matvec" else {}), limit=4)
+
+
+def wide(kernel):
+    """A graph of one op that takes more than 7 workgroups."""
+    if kernel == "matvec":
+        return project((1,), 260, 36, epilogue="bias")
+    if kernel == "expert_matvec":
+        return choose(2, 2, 4, 260, 24)[0]
+    b = Builder()
+    if kernel == "route":
+        return b.graph(*b.route(b.state("logits", (13, 9)), top_k=2, score="sigmoid"))
+    x = b.state("x", (37, 40))
+    return b.graph(b.rms_norm(x, eps=1e-5) if kernel == "rms_norm" else b.silu(x))
+
+
+@pytest.mark.parametrize("kernel", ["matvec", "expert_matvec", "rms_norm", "route", "map"])
+def test_more_workgroups_than_a_dimension_holds(gpu, device, kernel):
+    """A dimension has 65,535 of them, too few for the rows of a large vocabulary; here it has 7."""
+    narrow = replace(device, limits={**device.limits, "max_compute_workgroups_per_dimension": 7})
+    check(gpu, narrow, wide(kernel), kernel, limit=3)
 
 
 def test_what_the_kernels_leave_to_others(device):

@@ -81,7 +81,7 @@ def test_prefill_then_decode_gives_the_logits_of_one_shot(name, gpu):
     model = tilewright.load(DATA / "truth" / name)
     whole = model.logits(ids)
     for prompt in (1, 17, 40):
-        for _, size in model._prefill(ids[:prompt]):
+        for _, size in model.prefill_chunks(ids[:prompt]):
             pass
         model.player.play([("head_1", {"row": np.array([size - 1], np.int32)})])
         got = [model.player.read("logits", 1)[0]]

@@ -4,13 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tilewright import testing
 from tilewright.api import plan_for
 from tilewright.compiler.builder import Builder
 from tilewright.compiler.device import shipped_devices
 from tilewright.compiler.ir import Graph, GraphError, Op
 from tilewright.compiler.kernel import Site
 from tilewright.compiler.liveness import drop_dead
-from tilewright.compiler.ops import OPS, assemble, evaluate_op, step
+from tilewright.compiler.ops import OPS, assemble, evaluate, evaluate_op, step
 from tilewright.compiler.passes.cut import cut_weights
 from tilewright.compiler.passes.fusion import fuse
 from tilewright.compiler.passes.memory import Memory, Place, check, place
@@ -221,6 +222,43 @@ def test_cutting_keeps_the_meaning_of_one_projection():
     cut = cut_weights(graph, replace(SMALL, limits={**SMALL.limits, "max_storage_buffer_binding_size": 1100}))
     assert len(cut.ops) == 2 and cut.outputs == graph.outputs
     verify(cut, "cut")
+
+
+def pieces_of(what: str) -> tuple[Graph, dict]:
+    """An op whose weight is above a limit of 1,100 bytes, and the feeds that are not random."""
+    g = Builder()
+    if what == "gather":
+        rows = g.gather(g.weight("w", (40, 16)), g.input("token", (6,)))
+        return g.graph(g.scale(rows, by=2.5)), {"token": np.array([39, 0, 15, 16, 17, 32], np.int32)}
+    if what == "experts":
+        expert = g.state("expert", (5, 2), "i32")
+        chosen = np.arange(10, dtype=np.int32).reshape(5, 2) % 3
+        return g.graph(g.expert_matmul(g.state("x", (5, 8)), g.weight("w", (3, 28, 8)), expert)), {"expert": chosen}
+    x = g.rms_norm(g.state("x", (1, 32)), g.weight("n", (32,)), eps=1e-5) if what == "norm" else g.state("x", (9, 32))
+    y = g.matmul(x, g.weight("w", (36, 32)))
+    if what == "gated":
+        a, b = g.unzip(y)
+        y = g.mul(g.silu(a), b)
+    return g.graph(g.add(y, g.state("r", g.shape(y)))), {}
+
+
+@pytest.mark.parametrize("which", [0, 0.5], ids=["cheapest", "middle"])
+@pytest.mark.parametrize("what", ["gather", "experts", "norm", "gated", "tiles"])
+def test_pieces_add_up_on_a_gpu(gpu, device, what, which):
+    """Piece after piece, each on what the ones before it wrote; buffers start as NaN."""
+    graph, given = pieces_of(what)
+    fused = fuse(graph, device, KERNELS)
+    cut = cut_weights(fused, replace(device, limits={**device.limits, "max_storage_buffer_binding_size": 1100}))
+    assert len(cut.ops) > len(fused.ops)
+    env = testing.random_feeds(graph) | given
+    want = evaluate(graph, env)
+    env |= {n: assemble(n, cut.values, env.__getitem__) for n in cut.role("weight") if n not in env}
+    for op in cut.ops:
+        found = candidates(Site(cut, op, device), KERNELS)
+        choice = found[int(which * len(found))][1]
+        env |= testing.run(gpu, replace(cut, ops=(op,), outputs=op.outputs), KERNELS[choice.kernel], dict(choice.schedule), device, env)
+    for name, array in want.items():
+        np.testing.assert_allclose(env[name], array, rtol=1e-4, atol=1e-4)
 
 
 def test_every_op_has_operands_that_its_rule_takes():

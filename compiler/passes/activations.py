@@ -1,19 +1,30 @@
-"""Round the activations of quantized projections to 8-bit integers where the device multiplies those fastest.
+"""Round the activations of quantized projections to 8-bit integers, once for all that read them, where the device multiplies those fastest.
 
-before: %y = matmul(%x, %w: @q4_0)      after: %y = matmul(%x, %w: @q4_0, activations=q8)
+before: %y = matmul(%x, %w)             after: %i, %s = quantize(%x)   %y = matmul_q8(%i, %s, %w)
 """
 from __future__ import annotations
 
-from dataclasses import replace
-
 from ..ir import Graph, Op
 from ..layouts import LAYOUTS
+from ..ops import infer
 
 PROJECTIONS = ("matmul", "expert_matmul", "expert_sum")
+ROWS = 8        # for more, tiles of numbers are all there is
 
 
 def round_activations(graph: Graph) -> Graph:
-    """Every projection whose weight's layout has integer dot products."""
-    def rounds(op: Op) -> bool:
-        return op.kind in PROJECTIONS and LAYOUTS[graph.values[op.inputs[1]].layout].dot is not None
-    return graph.with_ops(replace(op, attrs=(*op.attrs, ("activations", "q8"))) if rounds(op) else op for op in graph.ops)
+    """Every projection of few rows whose weight's layout has integer dot products."""
+    values, ops, rounded = dict(graph.values), list[Op](), dict[str, tuple[str, ...]]()
+    for op in graph.ops:
+        x = op.inputs[0] if op.inputs else ""
+        few = op.kind in PROJECTIONS and values[x].shape[0] <= ROWS
+        if not few or LAYOUTS[values[op.inputs[1]].layout].dot is None:
+            ops.append(op)
+            continue
+        if x not in rounded:
+            rounded[x] = (f"{x}_integers", f"{x}_scales")
+            ops.append(Op("quantize", (x,), rounded[x]))
+            values |= dict(zip(rounded[x], infer(ops[-1], values), strict=True))
+        attrs = tuple((k, v) for k, v in op.attrs if k != "dtype") + (("dtype", values[op.outputs[0]].dtype),)
+        ops.append(Op(f"{op.kind}_q8", (*rounded[x], *op.inputs[1:]), op.outputs, attrs))
+    return graph.with_ops(ops, values)

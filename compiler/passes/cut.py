@@ -15,7 +15,7 @@ from ..layouts import plane_bytes
 from ..liveness import drop_dead
 from ..ops import infer
 
-PROJECTIONS = ("matmul", "expert_matmul", "expert_sum")
+PROJECTIONS = ("matmul", "expert_matmul", "expert_sum", "matmul_q8", "expert_matmul_q8", "expert_sum_q8")
 ROWS = 8        # pieces are multiples of so many rows, which keeps pairs and blocks together
 
 
@@ -129,7 +129,8 @@ def cut_caches(graph: Graph, device: Device) -> Graph:
             for g in range(count):
                 shape = values[cache].shape
                 values[f"{cache}.{g}"] = replace(values[cache], shape=(shape[0], shape[1] // count, *shape[2:]))
-            parts[op.outputs[0]] = [emit("cache_write", (f"{cache}.{g}", share(x, g, count), *rest), f"{op.outputs[0]}.{g}") for g in range(count)]
+            parts[op.outputs[0]] = [emit("cache_write", (f"{cache}.{g}", share(x, g, count), *rest), f"{op.outputs[0]}.{g}", op.attrs)
+                                    for g in range(count)]
         elif op.kind == "attention" and op.inputs[1] in parts:
             q, k, v, *rest = op.inputs
             done = ""
