@@ -11,10 +11,11 @@ from .compiler.builder import Builder
 from .compiler.ir import GraphError
 from .compiler.package import Package, PackageError, open_package
 from .frontends.checkpoint import CheckpointError
+from .quantization import quantize
 from .runtime.adapter import DeviceError
 from .runtime.generate import Model, PromptError, Stream
 from .runtime.tokenizer import Tokenizer, TokenizerError
 
 __version__ = "0.1.0"
 __all__ = ["Builder", "CheckpointError", "DeviceError", "GraphError", "Model", "Package", "PackageError", "PromptError", "Stream", "Tokenizer",
-           "TokenizerError", "compile", "load", "load_tokenizer", "open_package", "register_model"]
+           "TokenizerError", "compile", "load", "load_tokenizer", "open_package", "quantize", "register_model"]

@@ -126,6 +126,34 @@ def convert(model: ModelPath, output: Annotated[Path, typer.Option("--output", "
 
 
 @app.command()
+def quantize(model: ModelPath, output: Annotated[Path, typer.Option("--output", "-o", help="The package to write, NAME.wgpu-llama.")],
+             form: Annotated[str, typer.Option("--format", help="Format of the weights, some by name: i4_g64,head=q8_0.")] = "i4_g64",
+             method: Annotated[str, typer.Option(help="gptq (weighs errors by what the text does) or rtn (rounds to nearest).")] = "gptq",
+             calibration: Annotated[Path | None, typer.Option(metavar="TEXT", help="A text file like what the model will read.")] = None,
+             samples: Annotated[int, typer.Option(min=1, help="Take at most so many windows of the text.")] = 128,
+             length: Annotated[int, typer.Option(min=1, help="Tokens of a window.")] = 512,
+             act_order: Annotated[bool, typer.Option(help="Begin with the columns that matter most.")] = True,
+             damping: Annotated[float, typer.Option(help="How much to distrust the text: more is closer to rounding to nearest.")] = 0.01,
+             context: Context = None, dtype: Dtype = None, cache: Cache = None) -> None:
+    """Round a model's weights so that what it computes on a text changes least. What plays the file compiles it for its device.
+
+    \b
+    tilewright quantize path/to/model --format i4_g64 --calibration book.txt -o model.wgpu-llama
+    """
+    from . import quantization
+    from .compiler.report import amount
+    from .runtime.perplexity import read_text
+    from .runtime.terminal import progress
+    if method == "gptq" and calibration is None:
+        raise ValueError("gptq needs a text: give one with --calibration, or round to nearest with --method rtn")
+    start, text = time.perf_counter(), read_text(calibration) if calibration else ""
+    with progress() as show:
+        package = quantization.quantize(model, form, text, method, samples, length, act_order, damping, context, dtype or "f32", cache, show)
+        package.save(output, lambda done, total: show("writing", done, total))
+    typer.echo(f"wrote {output}: {amount(output.stat().st_size)}, not compiled, in {time.perf_counter() - start:.1f} s", err=True)
+
+
+@app.command()
 def generate(model: ModelPath, prompt: Annotated[str, typer.Option(help="The text to go on from; - reads it from standard input.")],
              max_tokens: MaxTokens = 256, temperature: Temperature = 0.0, top_k: TopK = 0, top_p: TopP = 1.0, min_p: MinP = 0.0,
              repeat_penalty: Penalty = 1.0, seed: Seed = None, stop: Stops = None,

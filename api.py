@@ -3,10 +3,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
+
+import numpy as np
 
 from .compiler.assembly import build_package
 from .compiler.device import REFERENCE, Device, device_for
@@ -68,15 +71,19 @@ def compile(path: str | Path, device: str = "auto", context: int | None = None, 
 
 
 def compile_for(checkpoint: Checkpoint, device: Device, context: int | None = None, dtype: str = "f32", cache: str | None = None,
-                progress: Progress = silent, quantize: Quantize = None) -> Package:
-    """Compile an opened checkpoint for a device record; needs no such device."""
+                progress: Progress = silent, quantize: Quantize = None, rounded: Mapping[str, np.ndarray] = MappingProxyType({})) -> Package:
+    """Compile an opened checkpoint for a device record; needs no such device. rounded: stored rows (uint8) of weights that have been
+    rounded to their formats already."""
     for what, given, known in (("dtype", dtype, ("f32", "f16")), ("cache", cache or dtype, tuple(CACHES))):
         if given not in known:
             raise CheckpointError(f"unknown {what} '{given}'; known: {', '.join(known)}")
     lowered = lower(checkpoint, plan_for(checkpoint, device, context, dtype, cache or dtype), quantize)
     for note in lowered.notes:
         print(f"tilewright: {note}", file=sys.stderr)
-    return _package(lowered.graphs, device, lowered.model, lowered.leaf, checkpoint.tokenizer, progress)
+
+    def leaf(name: str) -> np.ndarray:
+        return rounded[name] if name in rounded else lowered.leaf(name)
+    return _package(lowered.graphs, device, lowered.model, leaf, checkpoint.tokenizer, progress)
 
 
 def _package(graphs: dict[str, Graph], device: Device, model: dict[str, Any], leaf, tokenizer: TokenizerData | None, progress: Progress) -> Package:

@@ -158,7 +158,7 @@ def render(site: Site, kernel: Kernel, choice: Choice) -> Shader:
     context = {**{name: operands[value] for name, value in site.operands.items()},
                "outs": [operands[n] for n in site.op.outputs], "out": operands[site.op.outputs[0]],
                "attr": SimpleNamespace(**dict(site.anchor.attrs)), "norm": _norm(site, operands), "at": operands.__getitem__,
-               "finish": Finish(site, operands), "pairs": site.pairs, "literal": literal, **schedule}
+               "finish": Finish(site, operands), "rounding": _rounding(site, operands), "pairs": site.pairs, "literal": literal, **schedule}
     try:
         body = template_environment(kernel.source.parent).get_template(kernel.source.name).render(context | kernel.context(site, schedule))
     except jinja2.TemplateError as err:
@@ -200,6 +200,15 @@ def _norm(site: Site, operands: dict[str, Operand]):
     return SimpleNamespace(weight=operands[op.inputs[1]] if len(op.inputs) > 1 else None, eps=literal(op.attr("eps")))
 
 
+def _rounding(site: Site, operands: dict[str, Operand]):
+    """Where the rounded results go, and the weight that they are multiplied by before."""
+    if not site.rounding:
+        return None
+    integers, scales = (operands[n] for n in site.rounding.outputs)
+    weight = operands[site.rounding.inputs[1]] if len(site.rounding.inputs) > 1 else None
+    return SimpleNamespace(integers=integers, scales=scales, weight=weight)
+
+
 def literal(number) -> str:
     """A number as WGSL."""
     if isinstance(number, bool):
@@ -213,18 +222,18 @@ class Finish:
     def __init__(self, site: Site, operands: dict[str, Operand]):
         self.site, self.operands = site, operands
 
-    def __call__(self, acc: str | list[str], row: str, col: str) -> str:
+    def __call__(self, acc: str | list[str], row: str, col: str, keep: str = "") -> str:
         """acc: the anchor's result at (row, col), or with `pairs` those at columns 2 col and 2 col + 1. Rows count over all
-        leading dimensions of the result, columns over its last."""
+        leading dimensions of the result, columns over its last. keep: where to leave what is rounded afterwards."""
         at = int(self.site.anchor.attr("at", 0)) // (2 if self.site.pairs else 1)       # this op makes a part of the columns
         start = dict(zip(self._starts(), [acc] if isinstance(acc, str) else acc, strict=True))
-        return self._run(start, self.site.epilogue, row, f"({col} + {at}u)" if at else col)
+        return self._run(start, self.site.epilogue, row, f"({col} + {at}u)" if at else col, keep)
 
     def whole(self, row: str, col: str) -> str:
         """The statements of an op that is element-wise throughout."""
         return self._run({}, self.site.op.parts, row, col)
 
-    def _run(self, text: dict[str, str], ops: tuple[Op, ...], row: str, col: str) -> str:
+    def _run(self, text: dict[str, str], ops: tuple[Op, ...], row: str, col: str, keep: str = "") -> str:
         lines: list[str] = []
         for op in ops:
             if op.kind != "unzip":
@@ -232,7 +241,10 @@ class Finish:
                         self.site.values[n].shape, row, col)) for n in op.inputs]
                 text[op.outputs[0]] = f"e{len(lines)}"
                 lines.append(f"let e{len(lines)} = {element(op, args)};")
-        for name in self.site.op.outputs:
+        rounding = self.site.rounding
+        if rounding:
+            lines.append(f"{keep} = {text[rounding.inputs[0]]};")
+        for name in (n for n in self.site.op.outputs if not rounding or n not in rounding.outputs):
             shape = self.site.values[name].shape
             lines.append(self.operands[name].store(broadcast_index(shape, shape, row, col), text[name]) + ";")
         return "{ " + " ".join(lines) + " }"

@@ -19,14 +19,16 @@ class Site:
     """One op, plain or fused, with the values around it and the device it shall run on.
 
     anchor: the op of the body that a kernel is about (the first where none is marked as an anchor);
-    prologue and epilogue: the ops of the body before and after it.
+    prologue and epilogue: the ops of the body before and after it; rounding: a `quantize` of their result at the end, if there is one.
     """
 
     def __init__(self, graph: Graph, op: Op, device: Device):
         self.op, self.device, self.values = op, device, graph.values
         parts = op.parts
         at = next((i for i, p in enumerate(parts) if OPS[p.kind].anchor), 0)
-        self.anchor, self.prologue, self.epilogue = parts[at], parts[:at], parts[at + 1:]
+        rounded = len(parts) > at + 1 and parts[-1].kind == "quantize"
+        self.anchor, self.prologue, self.epilogue = parts[at], parts[:at], parts[at + 1:len(parts) - rounded]
+        self.rounding = parts[-1] if rounded else None
 
     @cached_property
     def operands(self) -> dict[str, str]:
@@ -47,7 +49,15 @@ class Site:
 
     @property
     def elementwise_epilogue(self) -> bool:
-        """Whether all that follows the anchor is element-wise, on whole results or (`unzip`) on pairs of them."""
+        """Whether all that follows the anchor is element-wise, on whole results or (`unzip`) on pairs of them, without rounding."""
+        return self.rounding is None and self.elementwise_results
+
+    @property
+    def elementwise_results(self) -> bool:
+        """The same, where the results may be rounded at the end."""
+        if self.rounding and (self.rounding.inputs[0] not in {n for p in self.epilogue for n in p.outputs} | set(self.anchor.outputs)
+                              or (self.pairs and self.rounding.inputs[0] in self.anchor.outputs)):
+            return False
         fits = all(OPS[p.kind].elementwise or (p.kind == "unzip" and i == 0) for i, p in enumerate(self.epilogue))
         return fits and not (self.pairs and set(self.op.outputs) & set(self.anchor.outputs))
 

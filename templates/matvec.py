@@ -48,10 +48,13 @@ class MatVec(Kernel):
         return s["lanes"] * s["groups"]
 
     def workgroup_bytes(self, site: Site, s: Schedule) -> int:
-        sums = s["tokens"] * (s["rows"] + bool(site.prologue))
+        return self.reduction_bytes(s, s["tokens"] * (s["rows"] + bool(site.prologue)), self.threads(site, s))
+
+    def reduction_bytes(self, s: Schedule, sums: int, threads: int) -> int:
+        """Workgroup memory of rows.wgsl's reduction."""
         if s["subgroup"]:
-            return 16 * divide(sums * self.threads(site, s) // s["subgroup"], 4) if s["lanes"] > s["subgroup"] else 0
-        return 4 * sums * self.threads(site, s)
+            return 16 * divide(sums * threads // s["subgroup"], 4) if s["lanes"] > s["subgroup"] else 0
+        return 4 * sums * threads
 
     def context(self, site: Site, s: Schedule) -> dict[str, object]:
         return {"total": self._total(site), "across": self.grid(site, s)[0]}

@@ -2,7 +2,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 
+from ..compiler.codegen import literal
 from ..compiler.kernel import Schedule, Site, divide
 from .matvec import MatVec
 
@@ -11,15 +13,20 @@ class MatVecQ8(MatVec):
     kinds: tuple[str, ...] = ("matmul_q8",)
 
     def accepts(self, site: Site) -> bool:
-        return site.anchor.kind in self.kinds and not site.prologue and site.elementwise_epilogue
+        if site.anchor.kind not in self.kinds or site.prologue or not site.elementwise_results:
+            return False
+        # rounding needs whole blocks, so that a weight that will be cut into pieces cannot have it
+        return not site.rounding or site.bytes("w") <= site.device.limit("max_storage_buffer_binding_size")
 
     def schedules(self, site: Site) -> Iterator[Schedule]:
         size, least = site.device.subgroup_size, 2 if site.pairs else 1
         tokens, blocks = self._tokens(site), site.shape("w")[-1] // 32
-        for lanes, groups in ((32, 4), (32, 2), (32, 8), (8, 4), (8, 16), (16, 8), (64, 2), (64, 4)):
-            for rows in (1, 2, 4):
+        for lanes, groups in ((32, 4), (32, 2), (32, 8), (32, 16), (8, 4), (8, 8), (8, 16), (16, 8), (16, 16), (64, 2), (64, 4)):
+            for rows in (1, 2, 4, 8):
                 for unroll in (1, 2, 4):
                     fitting = unroll == 1 or blocks >= lanes * unroll
+                    if site.rounding:       # whole blocks of 32 results, a quad of them an invocation
+                        fitting = fitting and rows // least * groups % 32 == 0 and tokens * rows // least * groups <= 4 * lanes * groups
                     if rows >= least and fitting and rows * unroll * tokens <= 16 and rows // least * tokens <= lanes:
                         s = {"lanes": lanes, "groups": groups, "rows": rows, "tokens": tokens, "unroll": unroll}
                         if site.device.subgroups and lanes % size == 0:
@@ -38,7 +45,14 @@ class MatVecQ8(MatVec):
         return device.launch + serial + read * (min(waves, 2) + hidden) * idle / device.bandwidth + products / device.flops
 
     def context(self, site: Site, s: Schedule) -> dict[str, object]:
-        return super().context(site, s) | {"factored": "score" in site.operands}
+        eps = site.anchor.attr("eps", 0.0)
+        norm = SimpleNamespace(eps=literal(eps), weight=None) if eps else None
+        return super().context(site, s) | {"factored": "score" in site.operands, "norm": norm}
+
+    def workgroup_bytes(self, site: Site, s: Schedule) -> int:
+        rounded = 4 * s["tokens"] * s["rows"] * s["groups"] + (0 if s["subgroup"] >= 8 else 12 * self.threads(site, s)) if site.rounding else 0
+        sums = s["tokens"] * (s["rows"] + (site.anchor.attr("eps", 0.0) > 0))
+        return self.reduction_bytes(s, sums, self.threads(site, s)) + rounded
 
     def _total(self, site: Site) -> int:
         return site.value("x").size // site.shape("x")[-1]

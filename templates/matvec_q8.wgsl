@@ -1,7 +1,8 @@
 $# y = W x for a few tokens with x in 8-bit integers, by rows_q8.wgsl.
-{$ from "rows.wgsl" import memory, place, results, threads, K with context $}
+{$ from "rows.wgsl" import memory, place, results, results_memory, threads, K with context $}
 {$ from "rows_q8.wgsl" import products with context $}
 {{ memory() }}
+{{ results_memory() }}
 @compute @workgroup_size({{ threads }})
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) index: u32) {
 {{ place() }}

@@ -1,6 +1,7 @@
 $# Rows of W times a few tokens: `lanes` invocations share the sums of `rows` rows for `tokens` tokens, holding x in registers across
 $# the rows. With `norm`, x is normalised on the way: the sum of squares is gathered beside the products and divided out at the end.
 {$ from "reduction.wgsl" import scratch, reduce with context $}
+{$ from "rounding.wgsl" import rounding_memory, round_quad with context $}
 $$ set U, K, N = x.unit, w.shape[-1], w.shape[-2]
 $$ set blocks, quads, units = K // w.block, w.block // U, K // U
 $$ set threads = lanes * groups
@@ -59,6 +60,14 @@ $$ endfor
     }
 $$ endmacro
 
+$# Memory for results that are rounded: those of the workgroup, in order of tokens.
+$$ macro results_memory()
+$$ if rounding
+var<workgroup> kept: array<f32, {{ tokens * rows // (2 if pairs else 1) * groups }}>;
+{{ rounding_memory(threads, subgroup >= 8) }}
+$$ endif
+$$ endmacro
+
 $# Finish the sums as the rows of the result from `token` on.
 $$ macro results(token, total)
 {{ reduce("sum", sums, lanes, threads, subgroup) }}
@@ -86,6 +95,22 @@ $$ endfor
 $$ endfor
 $$ endfor
     let col = first / {{ each }}u + mine;
+$$ set width = items * groups
     if (lane < {{ items * tokens }}u && col < {{ N // each }}u && at < {{ total }}u)
-        {{ finish(["result0", "result1"] if pairs else "result0", "at", "col") }}
+        {{ finish(["result0", "result1"] if pairs else "result0", "at", "col",
+                  "kept[lane / %du * %du + index / %du * %du + mine]" % (items, width, lanes, items)) }}
+$$ if rounding
+    workgroupBarrier();
+$$ set count = tokens * width // 4
+    let quad = min(index, {{ count - 1 }}u);
+    let plain = vec4<f32>(kept[4u * quad], kept[4u * quad + 1u], kept[4u * quad + 2u], kept[4u * quad + 3u]);
+    let place = (group.x + group.y * {{ across }}u) * {{ width // 4 }}u + quad % {{ width // 4 }}u;
+    let line = {{ token }} + quad / {{ width // 4 }}u;
+    let live = index < {{ count }}u && place < {{ N // each // 4 }}u && line < {{ total }}u;
+$$ if rounding.weight
+    let weighing = {{ rounding.weight.load4("min(place, %du)" % (N // each // 4 - 1)) }};
+$$ endif
+{{ round_quad(rounding.integers, rounding.scales, "plain", "weighing" if rounding.weight else "", "line * %du + place" % (N // each // 4),
+              "live", subgroup >= 8) }}
+$$ endif
 $$ endmacro

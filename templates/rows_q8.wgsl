@@ -20,6 +20,9 @@ $$ for t in range(tokens)
 $$ for r in range(rows)
             sum{{ r }}_{{ t }} += {{ "factor * " if factored }}({{ w.dot("w%d_%d" % (r, u), "low", "high", "scale") }});
 $$ endfor
+$$ if norm
+            square{{ t }} += scale.w;
+$$ endif
         }
 $$ endfor
 $$ endfor

@@ -114,6 +114,7 @@ def matvecs(dtype: str):
     yield "bf16", make((1,), 50, 200, "bf16", after="residual"), {}
     yield "norm, gated", make((1,), 66, 136, "f16", norm=True, after="gated"), {}
     yield "3 tokens, norm", make((3,), 21, 72, norm=True), {}
+    yield "blocks of 256", make((2,), 20, 512, "q4_k", norm=True), {}
     yield "11 tokens", make((11,), 19, 40, "bf16"), {}
 
 
@@ -121,6 +122,7 @@ def matvecs(dtype: str):
 def matmuls(dtype: str):
     make = partial(project, dtype)
     yield "plain", make((37,), 70, 44), {}
+    yield "blocks of 32", make((9,), 34, 96, "q4_0"), {}
     yield "bf16", make((19,), 34, 72, "bf16", after="residual"), {}
     yield "gated", make((2, 9), 66, 40, "f16", after="gated"), {}
 
@@ -161,6 +163,45 @@ def expert_tiles(dtype: str):
     yield "scored", *experts(dtype, 21, 2, scored=True)
     yield "gated", *experts(dtype, 33, 1, layout="bf16", after="gated")
     yield "sum, residual", *experts(dtype, 18, 1, layout="f16", summed=True, after="residual")
+
+
+# Activations in 8-bit integers.
+
+@of("quantize")
+def quantized(dtype: str):
+    for label, shape, weighed in (("one row", (1, 96), False), ("weighed rows", (3, 160), True), ("rows of choices", (2, 3, 32), False)):
+        g = Builder()
+        x = g.state("x", shape, dtype)
+        yield label, g.graph(*g.op("quantize", x, *([g.weight("norm", shape[-1:])] if weighed else []))), {}
+
+
+def rounded(g: Builder, shape: tuple[int, ...]) -> tuple[list[str], Feeds]:
+    """Operands x and scales of a projection of rounded activations, and their feeds."""
+    x = np.random.default_rng(sum(shape)).standard_normal(shape).astype(np.float32)
+    found = dict(zip(("x", "scales"), OPS["quantize"].reference(x), strict=True))
+    return [g.state(name, array.shape, "u32" if name == "x" else "f32") for name, array in found.items()], found
+
+
+@of("matvec_q8")
+def matvecs_q8(dtype: str):
+    for label, shape, out, layout, eps, after in (("norm", (1, 64), 13, "q4_0", 1e-5, ""), ("residual", (3, 1056), 50, "q8_0", 0.0, "residual"),
+                                                  ("norm, gated", (2, 96), 66, "q8_0", 1e-5, "gated")):
+        g = Builder()
+        x, feeds = rounded(g, shape)
+        y = g.matmul_q8(*x, g.weight("w", (out, shape[-1]), layout=layout), dtype=dtype, **{"eps": eps} if eps else {})
+        yield label, g.graph(_after(g, y, after)), feeds
+
+
+@of("expert_matvec_q8")
+def expert_matvecs_q8(dtype: str):
+    for label, kind, shape, layout, after in (("gated", "expert_matmul_q8", (3, 64), "q8_0", "gated"),
+                                              ("sum, scored", "expert_sum_q8", (3, 2, 96), "q4_0", "residual")):
+        g = Builder()
+        x, feeds = rounded(g, shape)
+        w, expert = g.weight("w", (5, 22, shape[-1]), layout=layout), g.state("expert", (3, 2), "i32")
+        score = [g.state("score", (3, 2, 1))] if kind == "expert_sum_q8" else []
+        y, = g.op(kind, *x, w, expert, *score, dtype=dtype)
+        yield label, g.graph(_after(g, y, after)), {**feeds, "expert": ints(3, 0, 1, 4, 3, 3).reshape(3, 2)}
 
 
 # Attention.

@@ -214,6 +214,13 @@ def test_heads(gpu, device, data, subgroups):
     check(gpu, device, "heads", case, subgroups)
 
 
+@pytest.mark.parametrize("norm", ["before", "after"])
+def test_the_epsilon_of_a_norm(gpu, device, norm):
+    """Vectors so small that it counts."""
+    graph, feeds = heads([3, 8], [0, 1], norm=norm)
+    check(gpu, device, "heads", (graph, feeds | {"x": feeds["x"] * np.float32(2e-3)}), True)
+
+
 @pytest.mark.parametrize("name, case", [
     ("attention_split", attention("attention_split", [60], [2], heads=16, group=16, dim=256, splits=4, cache="f16")),
     ("attention", attention("attention", [*range(20, 29)], [0] * 9, heads=8, group=8, dim=256, sequence=True)),

@@ -261,6 +261,16 @@ def test_pieces_add_up_on_a_gpu(gpu, device, what, which):
         np.testing.assert_allclose(env[name], array, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("shape, axis", [((3, 6, 5), 1), ((4, 70), 1), ((5, 6), 0)])
+def test_slices_and_concats_run_on_a_gpu(gpu, device, shape, axis):
+    """What cutting a cache by heads leaves around attention."""
+    g, h = Builder(), Builder()
+    part = g.slice(g.state("x", shape), axis=axis, start=1, stop=shape[axis] - 1)
+    both = h.concat(h.state("x", shape), h.state("y", (*shape[:axis], 2, *shape[axis + 1:])), axis=axis)
+    for graph in (g.graph(part), h.graph(both)):
+        assert testing.check(gpu, graph, KERNELS["map"], device)
+
+
 def test_every_op_has_operands_that_its_rule_takes():
     for kind, definition in OPS.items():
         optional = [o.endswith("?") for o in definition.operands]

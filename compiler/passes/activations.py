@@ -1,11 +1,14 @@
 """Round the activations of quantized projections to 8-bit integers, once for all that read them, where the device multiplies those fastest.
 
-before: %y = matmul(%x, %w)             after: %i, %s = quantize(%x)   %y = matmul_q8(%i, %s, %w)
+before: %y = matmul(%x, %w)             after: %i, %s = quantize(%x)        %y = matmul_q8(%i, %s, %w)
+before: %n = rms_norm(%x, %g)           after: %i, %s = quantize(%x, %g)    %y = matmul_q8(%i, %s, %w, eps=1e-05)
+        %y = matmul(%n, %w)
 """
 from __future__ import annotations
 
 from ..ir import Graph, Op
 from ..layouts import LAYOUTS
+from ..liveness import drop_dead
 from ..ops import infer
 
 PROJECTIONS = ("matmul", "expert_matmul", "expert_sum")
@@ -15,6 +18,7 @@ ROWS = 8        # for more, tiles of numbers are all there is
 def round_activations(graph: Graph) -> Graph:
     """Every projection of few rows whose weight's layout has integer dot products."""
     values, ops, rounded = dict(graph.values), list[Op](), dict[str, tuple[str, ...]]()
+    norms = {op.outputs[0]: op for op in graph.ops if op.kind == "rms_norm"}
     for op in graph.ops:
         x = op.inputs[0] if op.inputs else ""
         few = op.kind in PROJECTIONS and values[x].shape[0] <= ROWS
@@ -23,8 +27,11 @@ def round_activations(graph: Graph) -> Graph:
             continue
         if x not in rounded:
             rounded[x] = (f"{x}_integers", f"{x}_scales")
-            ops.append(Op("quantize", (x,), rounded[x]))
+            # a norm is a factor of the result: it need not be known when x is rounded
+            ops.append(Op("quantize", norms[x].inputs if x in norms else (x,), rounded[x]))
             values |= dict(zip(rounded[x], infer(ops[-1], values), strict=True))
         attrs = tuple((k, v) for k, v in op.attrs if k != "dtype") + (("dtype", values[op.outputs[0]].dtype),)
+        if x in norms:
+            attrs += (("eps", norms[x].attr("eps")),)
         ops.append(Op(f"{op.kind}_q8", (*rounded[x], *op.inputs[1:]), op.outputs, attrs))
-    return graph.with_ops(ops, values)
+    return drop_dead(graph.with_ops(ops, values))
