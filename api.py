@@ -5,12 +5,14 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
+from . import requantization
 from .compiler.assembly import build_package
 from .compiler.device import REFERENCE, Device, device_for
 from .compiler.ir import Graph
@@ -21,13 +23,14 @@ from .frontends.lower import CACHES, Plan, lower, raw_config
 from .frontends.models import register_model
 from .frontends.quantize import Quantize
 from .runtime.adapter import adapters, pick
-from .runtime.generate import Model
+from .runtime.generate import Model, Player
 from .runtime.gpu import Gpu
 from .runtime.player import GpuPlayer, ReferencePlayer
 from .runtime.tokenizer import Tokenizer
 from .templates import KERNELS
 
 MOST_CONTEXT = 8192             # what context=None gives at most
+BUCKETS = (1, 2, 4, 8, 16, 32)  # rows of the programs that decode several sequences
 NARROW = 1024                   # a device with fewer invocations at once takes smaller chunks
 
 Progress = Callable[[str, int, int], None]      # what, done, total
@@ -54,30 +57,32 @@ def record_of(gpu: Gpu | None) -> Device:
 
 
 def compile(path: str | Path, device: str = "auto", context: int | None = None, dtype: str = "f32", cache: str | None = None,
-            progress: Progress = silent, quantize: Quantize = None) -> Package:
+            progress: Progress = silent, quantize: Quantize = None, batch: int = 1) -> Package:
     """Compile a Hugging Face folder or a GGUF file for a device: "auto", a part of an adapter's name, or "reference" (numpy).
 
     context: positions, by default the model's, at most 8,192. dtype: storage of activations ("f32", "f16"); cache: that of keys and
     values ("q8_0" too), as dtype by default. quantize: the format of the weight matrices ("q4_0"), with others for some names if need be
     ("q4_0,embedding=q8_0", or {"embedding": "q8_0", "*": "q4_0"}: the first pattern that matches counts); routers stay f32.
+    batch: sequences that `stream_many` runs at once, each with caches of its own.
     Raises CheckpointError, GraphError or DeviceError with one clear sentence.
     """
     gpu = open_gpu(device)
     try:
-        return compile_for(open_checkpoint(path), record_of(gpu), context, dtype, cache, progress, quantize)
+        return compile_for(open_checkpoint(path), record_of(gpu), context, dtype, cache, progress, quantize, batch=batch)
     finally:
         if gpu:
             gpu.close()
 
 
 def compile_for(checkpoint: Checkpoint, device: Device, context: int | None = None, dtype: str = "f32", cache: str | None = None,
-                progress: Progress = silent, quantize: Quantize = None, rounded: Mapping[str, np.ndarray] = MappingProxyType({})) -> Package:
+                progress: Progress = silent, quantize: Quantize = None, rounded: Mapping[str, np.ndarray] = MappingProxyType({}),
+                batch: int = 1) -> Package:
     """Compile an opened checkpoint for a device record; needs no such device. rounded: stored rows (uint8) of weights that have been
     rounded to their formats already."""
     for what, given, known in (("dtype", dtype, ("f32", "f16")), ("cache", cache or dtype, tuple(CACHES))):
         if given not in known:
             raise CheckpointError(f"unknown {what} '{given}'; known: {', '.join(known)}")
-    lowered = lower(checkpoint, plan_for(checkpoint, device, context, dtype, cache or dtype), quantize)
+    lowered = lower(checkpoint, plan_for(checkpoint, device, context, dtype, cache or dtype, batch), quantize)
     for note in lowered.notes:
         print(f"tilewright: {note}", file=sys.stderr)
 
@@ -99,33 +104,48 @@ def _package(graphs: dict[str, Graph], device: Device, model: dict[str, Any], le
     return build_package(compiled, device, model, leaf, described, tokenizer.json if tokenizer else b"")
 
 
-def plan_for(checkpoint: Checkpoint, device: Device, context: int | None, dtype: str, cache: str) -> Plan:
+def plan_for(checkpoint: Checkpoint, device: Device, context: int | None, dtype: str, cache: str, batch: int = 1) -> Plan:
     """Program sizes for a device. Raises CheckpointError for a context beyond the model's."""
     most = int(raw_config(checkpoint).get("max_position_embeddings") or 2048)
     if context is not None and not 1 <= context <= most:
         raise CheckpointError(f"a context of {context} is not possible: the model's own is {most}, so give 1 to {most}")
     context = context or min(most, MOST_CONTEXT)
     chunks = (16, 128) if device.width < NARROW else (64, 512)
-    return Plan(context, prefill=tuple(sorted({min(c, context) for c in chunks})), dtype=dtype, cache=cache)
+    if batch < 1:
+        raise CheckpointError(f"a batch of {batch} sequences is not possible: give 1 or more")
+    decode = tuple(n for n in BUCKETS if n < batch) + (batch,)
+    return Plan(context, slots=batch, decode=decode, prefill=tuple(sorted({min(c, context) for c in chunks})), dtype=dtype, cache=cache)
 
 
 def load(path: str | Path, device: str = "auto", context: int | None = None, dtype: str | None = None, cache: str | None = None,
-         progress: Progress = silent, quantize: Quantize = None) -> Model:
+         progress: Progress = silent, quantize: Quantize = None, batch: int = 1) -> Model:
     """Load a Hugging Face folder, a GGUF file, or a .wgpu-llama package, and get it ready to generate.
 
-    device: "auto", a part of an adapter's name, or "reference" (numpy). context, dtype, cache and quantize as for `compile`; a package has
-    its own.
+    device: "auto", a part of an adapter's name, or "reference" (numpy). context, dtype, cache, quantize and batch as for `compile`; a package
+    has its own.
     """
     gpu = open_gpu(device)
     record = record_of(gpu)
+    player = partial(_player, gpu, progress)
     if is_package(path):
         if quantize:
             raise PackageError(f"{path} is a package, whose weights have their formats: compile the model again with quantize")
         package = _fitting(open_package(path), record, context, dtype, cache, progress)
-    else:
-        package = compile_for(open_checkpoint(path), record, context, dtype or "f32", cache, progress, quantize)
-    player = GpuPlayer(package, gpu, lambda done, total: progress("loading weights", done, total), owns_gpu=True) if gpu else ReferencePlayer(package)
-    return Model(package, player, tokenizer_of(package))
+        return Model(package, player(package), tokenizer_of(package))
+    checkpoint = open_checkpoint(path)
+
+    def remake(quantize: Quantize) -> tuple[Package, Callable[[Package], Player]]:
+        return compile_for(checkpoint, record, context, dtype or "f32", cache, progress, quantize, batch=batch), player
+    package, _ = remake(quantize)
+    return Model(package, player(package), tokenizer_of(package), remake)
+
+
+def _player(gpu: Gpu | None, progress: Progress, package: Package) -> Player:
+    """The package, loaded; the GPU itself makes the blocks of weights that were float numbers."""
+    if gpu is None:
+        return ReferencePlayer(package)
+    return GpuPlayer(package, gpu, lambda done, total: progress("loading weights", done, total), owns_gpu=True,
+                     fill=partial(requantization.fill, gpu, package) if package.array else None)
 
 
 def is_package(path: str | Path) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -85,7 +86,7 @@ class Calibration:
 
     def run(self, windows: np.ndarray) -> Mapping[str, np.ndarray]:
         """Raises CheckpointError when no projection has a group-wise format."""
-        count, length = windows.shape
+        length = windows.shape[1]
         prefill, head = self.lowered.graphs[f"prefill_{length}"], self.lowered.graphs[f"head_{length}"]
         gathered = {op.inputs[0] for g in (prefill, head) for op in g.ops if op.kind == "gather"}
         self.wanted = {op.inputs[1] for g in (prefill, head) for op in g.ops if op.kind in PROJECTIONS
@@ -160,27 +161,23 @@ def gptq(weights: np.ndarray, hessian: np.ndarray, form: Format, damping: float 
     (out, columns), group = weights.shape, form.elements
     order = np.argsort(-np.diag(hessian), kind="stable") if act_order else np.arange(columns)
     upper = _upper(hessian[np.ix_(order, order)], damping)
-    w = weights[:, order].astype(np.float32)
-    scales = _scales(form, weights.reshape(-1, group), out)
+    w = np.ascontiguousarray(weights.T[order], np.float32)      # a row is what a column of the matrix is
+    groups = [_scales(form, weights[:, i:i + group]) for i in range(0, columns, group)]
     low, high = (0, 15) if form.codes["q"].bits == 4 else (-128, 127)
-    codes = np.empty((out, columns), np.int16)
+    codes = np.empty((columns, out), np.int16)
     for start in range(0, columns, BLOCK):
         stop = min(start + BLOCK, columns)
-        errors = np.empty((out, stop - start), np.float32)
+        errors = np.empty((stop - start, out), np.float32)
         for i in range(start, stop):
-            g = order[i] // group
             if not act_order and i % group == 0:
-                for name, found in _scales(form, w[:, i:i + group], out).items():
-                    scales[name][:, g] = found[:, 0]
-            scale, centre, _ = form.affine({name: a[:, g] for name, a in scales.items()})
-            scale, centre = scale[:, 0], np.broadcast_to(np.asarray(centre, np.float32), (out, 1))[:, 0]
-            inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale != 0)
-            code = np.clip(np.rint(w[:, i] * inverse) + centre, low, high)
-            errors[:, i - start] = (w[:, i] - (code - centre) * scale) / upper[i, i]
-            w[:, i + 1:stop] -= np.outer(errors[:, i - start], upper[i, i + 1:stop])
-            codes[:, order[i]] = code
-        w[:, stop:] -= errors @ upper[start:stop, stop:]
-    return _stored(form, {"q": codes.astype(np.uint8), **scales})
+                groups[i // group] = _scales(form, w[i:i + group].T)
+            scale, inverse, centre = groups[order[i] // group].numbers
+            code = np.clip(np.rint(w[i] * inverse) + centre, low, high)
+            errors[i - start] = (w[i] - (code - centre) * scale) / upper[i, i]
+            w[i + 1:stop] -= np.outer(upper[i, i + 1:stop], errors[i - start])
+            codes[order[i]] = code
+        w[stop:] -= upper[start:stop, stop:].T @ errors
+    return _stored(form, codes.T.astype(np.uint8), [g.fields for g in groups])
 
 
 def _upper(hessian: np.ndarray, damping: float) -> np.ndarray:
@@ -192,15 +189,24 @@ def _upper(hessian: np.ndarray, damping: float) -> np.ndarray:
     return np.linalg.inv(np.linalg.cholesky(h[::-1, ::-1])[::-1, ::-1]).astype(np.float32)
 
 
-def _scales(form: Format, groups: np.ndarray, out: int) -> Fields:
-    """Scales and zero points, [out, groups of a row], that rounding to nearest gives."""
-    return {name: a.reshape(out, -1) for name, a in form.quantize(np.ascontiguousarray(groups, np.float32)).items() if name != "q"}
+class Scales(NamedTuple):
+    """Of a group of columns, an entry a row of the matrix: what the format stores, and scale, its inverse and the code of zero."""
+
+    fields: Fields
+    numbers: tuple[np.ndarray, np.ndarray, np.ndarray | int]
 
 
-def _stored(form: Format, fields: Fields) -> np.ndarray:
-    """Codes and scales of a matrix, [out, columns or groups], as rows of the format."""
-    out = len(fields["q"])
-    blocks = np.empty((fields["q"].size // form.elements, form.bytes), np.uint8)
-    flat = {name: a.reshape(-1, form.elements) if name == "q" else a.reshape(-1) for name, a in fields.items()}
-    write_record(blocks.view(form.record)[:, 0], form.closed(flat), form.codes)
-    return blocks.reshape(out, -1)
+def _scales(form: Format, weights: np.ndarray) -> Scales:
+    """What rounding to nearest takes for a group [out, columns]."""
+    fields = {name: a for name, a in form.quantize(np.ascontiguousarray(weights, np.float32)).items() if name != "q"}
+    scale, centre, _ = form.affine(fields)
+    scale, centre = scale[:, 0], centre[:, 0] if isinstance(centre, np.ndarray) else centre
+    return Scales(fields, (scale, np.divide(1, scale, out=np.zeros_like(scale), where=scale != 0), centre))
+
+
+def _stored(form: Format, codes: np.ndarray, groups: list[Fields]) -> np.ndarray:
+    """Codes [out, columns] and what the groups of columns store, as rows of the format."""
+    blocks = np.empty((codes.size // form.elements, form.bytes), np.uint8)
+    fields = {name: np.stack([g[name] for g in groups], axis=1).reshape(-1) for name in groups[0]}
+    write_record(blocks.view(form.record)[:, 0], form.closed({"q": codes.reshape(-1, form.elements), **fields}), form.codes)
+    return blocks.reshape(len(codes), -1)

@@ -67,15 +67,16 @@ def tuned(gpu: Gpu, record: Device, checkpoint: Checkpoint, args: argparse.Names
         first.setdefault(t.signature, t)
     for key, t in first.items():
         fast = min((u for u in timings if u.signature == key), key=lambda u: u.seconds)
-        print(f"{t.seconds * 1e6:8.1f} -> {fast.seconds * 1e6:8.1f} us (estimate {fast.estimate * 1e6:8.1f}) {'+'.join(t.kinds)}: {t.choice} -> {fast.choice}")
+        print(f"{t.seconds * 1e6:8.1f} -> {fast.seconds * 1e6:8.1f} us (estimate {fast.estimate * 1e6:8.1f}) {'+'.join(t.kinds)}: "
+              f"{t.choice} -> {fast.choice}")
     return replace(record, tuned={**record.tuned, **best})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("shape", choices=SHAPES)
-    for name, default in (("layers", 0), ("device", "auto"), ("stored", "q4_0"), ("dtype", "f16"), ("contexts", "128"), ("tokens", 128), ("prefill", ""),
-                          ("context", 8400), ("tune", 0.0)):
+    for name, default in (("layers", 0), ("device", "auto"), ("stored", "q4_0"), ("dtype", "f16"), ("contexts", "128"), ("tokens", 128),
+                          ("prefill", ""), ("context", 8400), ("tune", 0.0)):
         parser.add_argument(f"--{name}", default=default, type=type(default))
     args = parser.parse_args()
     gpu = open_gpu(args.device)
@@ -90,7 +91,8 @@ def main() -> None:
     player = GpuPlayer(package, gpu)
     model = Model(package, player, None)
     loaded = time.perf_counter() - start - compiled
-    print(f"{args.shape} {package.manifest['model']['layers']} layers {args.stored} on {gpu.info.name}: compiled in {compiled:.1f} s, loaded in {loaded:.1f} s")
+    print(f"{args.shape} {package.manifest['model']['layers']} layers {args.stored} on {gpu.info.name}: compiled in {compiled:.1f} s, "
+          f"loaded in {loaded:.1f} s")
     for context in map(int, args.contexts.split(",")):
         print(json.dumps({k: round(v, 3) for k, v in decode_speed(model, context, args.tokens).items()}))
     for row in kernel_times(player, "decode_1")[:14]:

@@ -51,17 +51,20 @@ def build_package(compiled: Compiled, device: Device, model: Mapping[str, Any], 
         "memory": {"temporaries": sum(_arenas(compiled).values()), "unshared": max((m.unshared for m in compiled.memories.values()), default=0)},
     }
 
+    def array(weight: str) -> np.ndarray:
+        return _typed(values[weight], assemble(weight, values, leaf))
+
     def blob(name: str) -> np.ndarray:
         if name == "tokenizer":
             return np.frombuffer(tokenizer_json, np.uint8)
         data = np.zeros(blobs[name], np.uint8)
         for weight, planes in weights.items():
             if planes[0][0] == name:
-                packed = LAYOUTS[values[weight].layout].pack(_typed(values[weight], assemble(weight, values, leaf)))
+                packed = LAYOUTS[values[weight].layout].pack(array(weight))
                 for (_, offset, size), plane in zip(planes, packed, strict=True):
                     data[offset:offset + size] = np.ascontiguousarray(plane).reshape(-1).view(np.uint8)
         return data
-    return Package(manifest, blob, dict(compiled.seconds))
+    return Package(manifest, blob, dict(compiled.seconds), array)
 
 
 def _typed(value: Value, array: np.ndarray) -> np.ndarray:

@@ -28,7 +28,8 @@ class Device:
 
     features: WebGPU names (shader-f16, subgroups); subgroup_size: measured, 0 when subgroups vary or are missing;
     bandwidth: bytes/s read from memory; launch: s a dependent dispatch; flops: f32 FLOP/s;
-    width: invocations that run at once (cost model, split-KV); packed_dot: whether dot4I8Packed is faster than f32, measured; tuned: op signature to the choice that tuning found best.
+    width: invocations that run at once (cost model, split-KV); packed_dot: whether dot4I8Packed is faster than f32;
+    tuned: op signature to the choice that tuning found best.
     """
 
     name: str

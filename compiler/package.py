@@ -33,11 +33,13 @@ class PackageError(Exception):
 
 @dataclass
 class Package:
-    """manifest: as in the module's docstring. blob(name): the bytes of a blob, uint8 [size]; may be made when it is asked for."""
+    """manifest: as in the module's docstring. blob(name): the bytes of a blob, uint8 [size]; may be made when it is asked for.
+    array(name): of a package that was just compiled, what a weight's layout packs."""
 
     manifest: dict[str, Any]
     blob: Callable[[str], np.ndarray]
     timings: dict[str, float] = field(default_factory=dict)     # seconds by compiler stage; not saved
+    array: Callable[[str], np.ndarray] | None = None
 
     def save(self, path: str | Path, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
         """Write the file; it appears only when it is complete. progress(bytes written, bytes in all)."""

@@ -33,7 +33,7 @@ def _half(d: np.ndarray) -> np.ndarray:
 
 def rounded(x: np.ndarray) -> Fields:
     """q8_0: halves away from zero."""
-    d = np.maximum(x.max(1), -x.min(1)) / np.float32(127)
+    d = np.abs(np.maximum(x.max(1), -x.min(1))) / np.float32(127)      # of zeros too the positive one
     scaled = x * _inverse(d)[:, None]
     size = np.abs(scaled)
     whole = np.floor(size)
@@ -78,7 +78,7 @@ def symmetric(bits: int) -> Quantizer:
     most = 2 ** (bits - 1) - 1
 
     def quantize(x: np.ndarray) -> Fields:
-        d = _half(np.maximum(x.max(1), -x.min(1)) / np.float32(most))
+        d = _half(np.abs(np.maximum(x.max(1), -x.min(1))) / np.float32(most))
         q = np.clip(np.rint(x * _inverse(d.astype(np.float32))[:, None]), -most, most).astype(np.int8)
         return {"q": (q + np.int8(8) if bits == 4 else q).view(np.uint8), "d": d}
     return quantize

@@ -56,7 +56,8 @@ def _begin(model: Model, index: int, prompt: str | Sequence[int], slot: int, sto
     """Prefill a prompt into its slot and sample its first token."""
     ids = model.checked(model.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt)
     room = model.context - len(ids)
-    sequence = Run(index, slot, ids, min(max_tokens, room), "context" if room <= max_tokens else "length", sampler, Text(model.tokenizer_or_none, stop))
+    limit = "context" if room <= max_tokens else "length"
+    sequence = Run(index, slot, ids, min(max_tokens, room), limit, sampler, Text(model.tokenizer_or_none, stop))
     if sequence.count:
         model.remember(ids, slot, sampler)
         row = model.prefill(ids, slot)

@@ -2,17 +2,21 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from ..compiler.package import Package
+from ..compiler.package import Package, PackageError
 from .batch import stream_many
 from .player import GpuPlayer, ReferencePlayer
 from .sampling import pack_params
 from .text import Text
 from .tokenizer import Tokenizer, TokenizerError
+
+Player = GpuPlayer | ReferencePlayer
+Formats = str | Mapping[str, str] | None                                        # of weights, as `load` takes them
+Remake = Callable[[Formats], tuple[Package, Callable[[Package], Player]]]       # compiles; and what loads the result
 
 
 class PromptError(ValueError):
@@ -20,10 +24,10 @@ class PromptError(ValueError):
 
 
 class Model:
-    """A loaded model: `logits`, `stream`, `generate`, `tokenizer`."""
+    """A loaded model: `logits`, `stream`, `generate`, `requantize`, `tokenizer`."""
 
-    def __init__(self, package: Package, player: GpuPlayer | ReferencePlayer, tokenizer: Tokenizer | None):
-        self.package, self.player, self._tokenizer = package, player, tokenizer
+    def __init__(self, package: Package, player: Player, tokenizer: Tokenizer | None, remake: Remake | None = None):
+        self.package, self.player, self._tokenizer, self._remake = package, player, tokenizer, remake
         self.info: dict[str, Any] = package.manifest["model"]
         self._turn = 0      # a stream that is not the latest has lost the caches
 
@@ -85,6 +89,20 @@ class Model:
         """The text that `stream` gives, in one piece."""
         return "".join(piece for _, piece in self.stream(prompt, **options))
 
+    def requantize(self, quantize: Formats) -> None:
+        """Store the weights in other formats, made anew from the checkpoint; None: as the checkpoint has them. Streams end.
+
+        What the compiler refuses leaves the model as it was; should the new weights not fit the device, the model is of no more use."""
+        if self._remake is None:
+            raise PackageError("the model was loaded from a package, which lacks the numbers its weights were made of: "
+                               "load the checkpoint to requantize it")
+        package, player = self._remake(quantize)
+        self.player.drain()
+        self._turn += 1
+        self.player.close(keep_gpu=True)        # before the new one needs memory
+        self.player = player(package)
+        self.package, self.info = package, package.manifest["model"]
+
     def close(self) -> None:
         """Free the device's memory."""
         self.player.close()
@@ -132,7 +150,8 @@ class Model:
             start += count
 
 
-def sampler_of(max_tokens: int, temperature: float, top_k: int, top_p: float, min_p: float, repeat_penalty: float, seed: int | None) -> dict[str, Any]:
+def sampler_of(max_tokens: int, temperature: float, top_k: int, top_p: float, min_p: float, repeat_penalty: float,
+               seed: int | None) -> dict[str, Any]:
     """What `pack_params` takes for every step. Raises ValueError for what is out of range, before anything runs."""
     if max_tokens < 0:
         raise ValueError(f"max_tokens must not be negative, not {max_tokens}")

@@ -9,6 +9,7 @@ import numpy as np
 from ..compiler.package import Package
 from .adapter import DeviceError
 from .gpu import Copy, Dispatch, Gpu, Shader
+from .submission import Buffer
 
 FRAMES = 2      # while the GPU plays one, the host prepares the next
 
@@ -20,14 +21,15 @@ class GpuPlayer:
     """A loaded package. Every submission plays a few programs in order; a frame also brings the sampled tokens back."""
 
     def __init__(self, package: Package, gpu: Gpu, progress: Callable[[int, int], None] = lambda done, total: None,
-                 owns_gpu: bool = False):
-        """progress: bytes of weights uploaded, bytes in all. owns_gpu: `close` closes the device too.
+                 owns_gpu: bool = False, fill: Callable[[str, Buffer], None] | None = None):
+        """progress: bytes of weights uploaded, bytes in all. owns_gpu: `close` closes the device too. fill(name, buffer): writes a weight
+        buffer, by default the package's blob of that name.
 
         Raises DeviceError when the device lacks what the package needs."""
         self.package, self.gpu, self._owns_gpu, manifest = package, gpu, owns_gpu, package.manifest
         check_requirements(manifest["device"], gpu)
         self.buffers = {name: gpu.buffer(size, name) for name, size in manifest["buffers"].items()}
-        self._upload(manifest, progress)
+        self._upload(manifest, progress, fill or (lambda name, buffer: gpu.write(buffer, 0, package.blob(name))))
         made = gpu.pipelines([Shader(_enable(s), tuple(s["bindings"]), s["kernel"]) for s in manifest["shaders"]])
         self._dispatches = {name: [(made[d["shader"]], gpu.bind(made[d["shader"]], [(self.buffers[b], at, size) for b, at, size in d["bindings"]]),
                                     tuple(d["grid"])) for d in program["dispatches"]] for name, program in manifest["programs"].items()}
@@ -36,11 +38,11 @@ class GpuPlayer:
         self._tokens = gpu.readback(manifest["buffers"]["state.token"], "tokens"), gpu.readback(manifest["buffers"]["state.token"], "tokens")
         self._submitted = [0] * FRAMES
 
-    def _upload(self, manifest: Mapping[str, Any], progress: Callable[[int, int], None]) -> None:
+    def _upload(self, manifest: Mapping[str, Any], progress: Callable[[int, int], None], fill: Callable[[str, Buffer], None]) -> None:
         names = [n for n in manifest["blobs"] if n in self.buffers]
         total, done = sum(manifest["blobs"][n]["size"] for n in names), 0
         for name in names:
-            self.gpu.write(self.buffers[name], 0, self.package.blob(name))
+            fill(name, self.buffers[name])
             done += manifest["blobs"][name]["size"]
             progress(done, total)
 
@@ -89,10 +91,13 @@ class GpuPlayer:
         assert self.package.manifest["states"][state]["layout"] == "row"
         self.gpu.write(self.buffers[f"state.{state}"], at * array.itemsize, array)
 
-    def close(self) -> None:
+    def close(self, keep_gpu: bool = False) -> None:
+        """Free the memory, and close the device if it is the player's own and shall not be kept."""
+        self._replays.clear()       # whose bind groups hold the buffers
+        self._dispatches.clear()
         for buffer in (*self.buffers.values(), *self._tokens):
             buffer.destroy()
-        if self._owns_gpu:
+        if self._owns_gpu and not keep_gpu:
             self.gpu.close()
 
 
@@ -122,7 +127,7 @@ class ReferencePlayer:
     def write(self, state: str, array: np.ndarray, at: int = 0) -> None:
         self._states[state].reshape(-1)[at:at + array.size] = array.ravel()
 
-    def close(self) -> None:
+    def close(self, keep_gpu: bool = False) -> None:
         self._states.clear()
 
 

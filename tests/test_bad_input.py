@@ -85,7 +85,7 @@ def test_a_feature_that_the_adapter_lacks():
 
 def test_a_package_asks_for_what_a_device_lacks(gpu):
     needs = {"name": "Imaginary 9000", "features": ["warp-drive"], "limits": {"max_buffer_size": 1 << 60}, "subgroup_size": 0}
-    with pytest.raises(DeviceError, match=r"compiled for Imaginary 9000 and .* lacks the feature warp-drive; buffer size of 1,152,921,504,606,846,976"):
+    with pytest.raises(DeviceError, match=r"compiled for Imaginary 9000 and .* lacks the feature warp-drive; buffer size of 1,152,921,504"):
         check_requirements(needs, gpu)
 
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import gguf
@@ -19,10 +20,10 @@ from tilewright.frontends.lower import Plan, lower
 from tilewright.frontends.models import llama4
 from tilewright.frontends.quantize import Storage, rules_of
 
-ROOT = Path(tilewright.__file__).parent
+ROOT = Path(__file__).parent.parent
 TRUTH = ROOT / "tests" / "data" / "truth"
 TALES = {"tales-llama4": ROOT / "frontends" / "demo" / "tales-llama4", "tales-llama": ROOT / "tests" / "data" / "models" / "tales-llama"}
-FILES = next((p for p in (ROOT.parent / "shared" / "models", ROOT / "shared" / "models") if p.is_dir()), None)
+FILES = Path(os.environ["TILEWRIGHT_MODELS"]) if "TILEWRIGHT_MODELS" in os.environ else None
 IDS = np.load(ROOT / "tests" / "data" / "models" / "tales-llama4.npz")["token_ids"]
 
 
@@ -98,7 +99,7 @@ def test_a_converted_model_keeps_its_blocks_when_it_is_compiled(tmp_path, gpu):
 def test_files_that_llama_cpp_accepts(tmp_path, gpu, name, kind):
     """Activations are f32 here, so the logits are those of the decoded weights; llama.cpp's own carry its int8 activations' error."""
     if FILES is None:
-        pytest.skip("no folder shared/models beside the repository holds GGUF files that llama.cpp has read")
+        pytest.skip("TILEWRIGHT_MODELS names no folder of GGUF files that llama.cpp has read")
     path, truth = FILES / f"{name}-{kind}.gguf", np.load(FILES / f"{name}-llamacpp.npz")
     ids = truth["token_ids"][:96]
     at = truth["positions"] < len(ids)

@@ -186,6 +186,17 @@ def test_more_workgroups_than_a_dimension_holds(gpu, device, kernel):
     check(gpu, narrow, wide(kernel), kernel, limit=3)
 
 
+@pytest.mark.parametrize("score", ["sigmoid", "softmax", "softmax_chosen"])
+@pytest.mark.parametrize("top_k", [1, 9])
+def test_route_in_any_order(gpu, device, score, top_k):
+    """The best first, last and everywhere, some or all alike, and logits whose exponentials overflow."""
+    ascending = np.arange(9)
+    orders = [ascending, -ascending, ascending * 0, np.roll(ascending, 4), ascending % 2, ascending * 12.0, 90 + ascending, -90 - ascending]
+    b = Builder()
+    graph = b.graph(*b.route(b.state("logits", (len(orders), 9)), top_k=top_k, score=score))
+    check(gpu, device, graph, "route", {"logits": np.array(orders, np.float32)}, limit=3)
+
+
 def test_what_the_kernels_leave_to_others(device):
     assert refused(project((16,), 8, 30), "matmul", device)                         # rows that are no quads
     assert refused(project((16,), 8, 32, norm=True), "matmul", device)              # a norm before many tokens

@@ -125,6 +125,19 @@ def test_fusion_takes_prologue_and_epilogue_in():
     verify(fused, "fusion")
 
 
+def test_fusion_moves_no_read_behind_a_write():
+    g = Builder()
+    kept = g.state("kept", (1, 8))
+    before = g.scale(kept, by=2.0)
+    written = g.store(kept, g.state("x", (1, 8)))
+    graph = g.graph(written, g.add(before, g.state("y", (1, 8))))
+    fused = fuse(graph, DEVICES["llvmpipe"], KERNELS)
+    verify(fused, "fusion")
+    feeds = testing.random_feeds(graph)
+    for name, array in evaluate(graph, feeds).items():
+        np.testing.assert_array_equal(evaluate(fused, feeds)[name], array)
+
+
 def test_fusion_keeps_to_the_binding_count():
     few = replace(DEVICES["llvmpipe"], limits={**DEVICES["llvmpipe"].limits, "max_storage_buffers_per_shader_stage": 4})
     for op in fuse(chain(), few, KERNELS).ops:
@@ -269,6 +282,13 @@ def test_slices_and_concats_run_on_a_gpu(gpu, device, shape, axis):
     both = h.concat(h.state("x", shape), h.state("y", (*shape[:axis], 2, *shape[axis + 1:])), axis=axis)
     for graph in (g.graph(part), h.graph(both)):
         assert testing.check(gpu, graph, KERNELS["map"], device)
+
+
+@pytest.mark.parametrize("operand", [(5,), (1,), (4, 1), (3, 1, 5), (2, 1, 4, 5), (2, 1, 4, 1), (2, 3, 1, 1)], ids=str)
+def test_broadcasts_run_on_a_gpu(gpu, device, operand):
+    g = Builder()
+    graph = g.graph(g.add(g.state("x", (2, 3, 4, 5)), g.state("y", operand)))
+    assert testing.check(gpu, graph, KERNELS["map"], device, limit=1)
 
 
 def test_every_op_has_operands_that_its_rule_takes():

@@ -11,7 +11,7 @@ import tilewright
 from tilewright.__main__ import main
 from tilewright.runtime.perplexity import measure, rows
 
-ROOT = Path(tilewright.__file__).parent
+ROOT = Path(__file__).parent.parent
 DEMO = ROOT / "frontends" / "demo" / "tales-llama4"
 LICENSE = ROOT / "LICENSE"          # a text that is always there
 SHARED = next((p for p in (ROOT.parent / "shared", ROOT / "shared") if (p / "models").is_dir()), None)

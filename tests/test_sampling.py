@@ -92,6 +92,15 @@ def test_gpu_draws_the_token_that_numpy_draws(gpu, device, kind, schedule, batch
         np.testing.assert_array_equal(got, expected)
 
 
+@pytest.mark.parametrize("kind", ["argmax", "sample"])
+def test_gpu_finds_the_best_token_at_the_edges_of_blocks(gpu, device, kind):
+    at = [0, 63, 64, 127, 128, 129]
+    logits, seen = np.zeros((len(at), 130), "f4"), np.zeros((len(at), 130), "u4")
+    logits[np.arange(len(at)), at] = 40
+    params = np.stack([pack_params(**PLAIN | {"temperature": 0 if kind == "argmax" else 1}, slot=row) for row in range(len(at))])
+    assert play(gpu, device, kind, logits, seen, params, **SCHEDULES[0])[0].tolist() == at
+
+
 @pytest.mark.parametrize("kind", ["flat", "two levels", "slope"])
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: "subgroups" if s["subgroups"] else "atomics")
 def test_gpu_draws_deep_in_a_large_vocabulary(gpu, device, kind, schedule):

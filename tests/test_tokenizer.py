@@ -21,7 +21,7 @@ from tokenizers import Tokenizer as LibraryTokenizer
 DATA = Path(__file__).parent / "data"
 # llama.cpp's public vocabularies and vectors (MIT), each reduced to the tokens and merges that its test strings can reach
 REDUCED = sorted((DATA / "vocab").glob("*.json"))
-WHOLE = Path(os.environ.get("TILEWRIGHT_VOCAB", Path(__file__).parents[2] / "shared" / "vocab"))
+WHOLE = Path(os.environ.get("TILEWRIGHT_VOCAB", "vocab"))
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 
 

@@ -1,0 +1,131 @@
+"""Quantize weights on the GPU, to the bit as the formats' own encoders do: floats go up piece by piece, a kernel writes a layout's planes."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from .compiler.codegen import template_environment
+from .compiler.layouts import LAYOUTS, plane_bytes
+from .compiler.package import Package
+from .runtime.gpu import Gpu
+from .runtime.submission import Buffer, Dispatch
+
+Range = tuple[Buffer, int, int]
+
+SOURCES = {np.dtype(np.float32): "f32", np.dtype(ml_dtypes.bfloat16): "bf16", np.dtype(np.float16): "f16"}
+PIECE = 1 << 22     # numbers encoded at once: planes of all formats divide there at offsets that a binding may have
+LANES = 64
+
+
+def _f32(number: float) -> int:
+    return int(np.float32(number).view(np.uint32))
+
+
+def _signed(half: int) -> dict[str, Any]:
+    return {"kind": "signed", "bits": 4 if half == 8 else 5, "most": _f32(-half), "offset": _f32(half + 0.5), "top": 2 * half - 1}
+
+
+def _ranged(top: int) -> dict[str, Any]:
+    return {"kind": "ranged", "bits": 4 if top == 15 else 5, "share": 1, "most": _f32(top), "offset": _f32(0.5), "top": top}
+
+
+def _symmetric(bits: int) -> dict[str, Any]:
+    top = 2 ** (bits - 1) - 1
+    return {"kind": "symmetric", "bits": bits, "most": _f32(top), "top": top, "centre": 8 if bits == 4 else 0}
+
+
+def _zero_pointed(bits: int) -> dict[str, Any]:
+    top = 2**bits - 1
+    return {"kind": "zero_pointed", "bits": bits, "share": 4, "most": _f32(top), "top": top, "centre": 128 if bits == 8 else 0}
+
+
+def _rounded_up() -> list[int]:
+    """For 2^-149, 2^-148, …, 2^128: how many of the floats right below have it as their log2, which rounds; four a word."""
+    counts = []
+    for power in range(-149, 129):
+        pattern = (power + 127) << 23 if power >= -126 else 1 << (power + 149)
+        below = np.arange(pattern - 1, max(pattern - 128, 0), -1).astype(np.uint32).view(np.float32)
+        counts.append(int((np.log2(below) >= power).sum()))
+    return np.array([*counts, 0, 0], np.uint8).view(np.uint32).tolist()
+
+
+# What the template is specialised for, by layout.
+ENCODERS: dict[str, dict[str, Any]] = {
+    "q8_0": {"kind": "rounded", "bits": 8, "most": _f32(127)},
+    "q4_0": _signed(8), "q4_1": _ranged(15), "q5_0": _signed(16), "q5_1": _ranged(31),
+    "mxfp4": {"kind": "minifloat", "bits": 4, "share": 4, "middles": [_f32(m) for m in (0.5, 1.5, 2.5, 3.5, 5, 7, 10)]},
+    **{f"i{bits}{z}_g{group}": _zero_pointed(bits) if z else _symmetric(bits) for bits in (4, 8) for z in ("", "z") for group in (32, 64, 128)},
+}
+
+
+def spec_of(layout: str) -> dict[str, Any]:
+    return {"share": 2} | ENCODERS[layout]
+
+
+@cache
+def shader(layout: str, source: str) -> str:
+    """The WGSL that encodes numbers of a type; bindings: they, then the layout's planes."""
+    spec = spec_of(layout)
+    planes = ["codes", *(["fifths"] if spec["bits"] == 5 else []), "scales", *(["zero_points"] if spec["kind"] == "zero_pointed" else [])]
+    table = {"rounded_up": _rounded_up()} if spec["kind"] == "minifloat" else {}
+    template = template_environment(Path(__file__).parent).get_template("requantization.wgsl")
+    return template.render(source=source, group=LAYOUTS[layout].group, planes=planes, lanes=LANES, **spec, **table)
+
+
+def encodes(array: np.ndarray, layout: str) -> bool:
+    """Whether the GPU can encode such an array to the layout."""
+    return layout in ENCODERS and array.dtype in SOURCES
+
+
+def dispatch(gpu: Gpu, array: np.ndarray, layout: str, ranges: Sequence[Range]) -> Dispatch:
+    """Encode such an array; ranges: it and the planes."""
+    bindings = ("read", *["write"] * (len(ranges) - 1))
+    pipeline = gpu.pipeline(shader(layout, SOURCES[array.dtype]), bindings, f"encode {layout}")
+    groups = -(-array.size // LAYOUTS[layout].group)
+    return pipeline, gpu.bind(pipeline, ranges), (-(-groups // (spec_of(layout)["share"] * LANES)), 1, 1)
+
+
+def encode(gpu: Gpu, array: np.ndarray, layout: str, planes: Sequence[Range]) -> None:
+    """Write the planes of an array of finite numbers to their places (offsets in multiples of 256). A least number of zero is the negative
+    one of a block that has both, while numpy's may be either."""
+    numbers, group = array.reshape(-1), LAYOUTS[layout].group
+    staging = gpu.buffer(min(PIECE, numbers.size) * array.itemsize, "numbers to encode")
+    try:
+        for start in range(0, numbers.size, PIECE):
+            piece = np.ascontiguousarray(numbers[start:start + PIECE])
+            parts = [(buffer, at + start // group * plane.bytes_per_group, size) for (buffer, at, _), plane, size in
+                     zip(planes, LAYOUTS[layout].planes, plane_bytes((piece.size,), "f32", layout), strict=True)]
+            gpu.write(staging, 0, piece.view(np.uint8))
+            gpu.submit([gpu.replay([dispatch(gpu, piece, layout, [(staging, 0, piece.nbytes), *parts])])])
+    finally:
+        staging.destroy()
+
+
+def encoded(gpu: Gpu, array: np.ndarray, layout: str) -> tuple[np.ndarray, ...]:
+    """The planes of an array, back on the host: what `LAYOUTS[layout].pack` gives."""
+    buffers = [gpu.buffer(size) for size in plane_bytes(array.shape, "f32", layout)]
+    try:
+        encode(gpu, array, layout, [(b, 0, b.size) for b in buffers])
+        return tuple(gpu.read(b) for b in buffers)
+    finally:
+        for buffer in buffers:
+            buffer.destroy()
+
+
+def fill(gpu: Gpu, package: Package, blob: str, buffer: Buffer) -> None:
+    """Fill a weight buffer of a package that was just compiled, encoding on the GPU what it can."""
+    assert package.array
+    for name, entry in package.manifest["weights"].items():
+        if entry["planes"][0][0] != blob:
+            continue
+        array, layout = package.array(name), entry["layout"]
+        if encodes(array, layout):
+            encode(gpu, array, layout, [(buffer, at, size) for _, at, size in entry["planes"]])
+        else:
+            for (_, at, _), plane in zip(entry["planes"], LAYOUTS[layout].pack(array), strict=True):
+                gpu.write(buffer, at, plane)
