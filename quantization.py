@@ -198,7 +198,8 @@ class Scales(NamedTuple):
 
 def _scales(form: Format, weights: np.ndarray) -> Scales:
     """What rounding to nearest takes for a group [out, columns]."""
-    fields = {name: a for name, a in form.quantize(np.ascontiguousarray(weights, np.float32)).items() if name != "q"}
+    with np.errstate(all="ignore"):
+        fields = {name: a for name, a in form.quantize(np.ascontiguousarray(weights, np.float32)).items() if name != "q"}
     scale, centre, _ = form.affine(fields)
     scale, centre = scale[:, 0], centre[:, 0] if isinstance(centre, np.ndarray) else centre
     return Scales(fields, (scale, np.divide(1, scale, out=np.zeros_like(scale), where=scale != 0), centre))

@@ -1,6 +1,6 @@
 """What quantizing a model costs: perplexity, and distance from the model as it is, for every kind of format.
 
-usage: python -m tilewright.bench.quality MODEL TEXT [--windows 40] [--samples 32] [--device auto] >> bench/quality.md
+usage: python -m tilewright.bench.quality MODEL TEXT [--windows 40] [--samples 32] [--method gptq] [--device auto] >> bench/quality.md
 
 Perplexity is of windows of the first half of the text; gptq is calibrated on the second half.
 """
@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -26,18 +26,16 @@ CASES = [*((form, "rtn") for form in ("q8_0", "q6_k", "q5_0", "q4_k", "q4_0", "m
 TABLES = ("rope", "temperature")    # what the model computes, not weights
 
 
-class Remembered:
-    """A model that gives its logits for a window once and remembers them."""
+class Remembered(Model):
+    """A model that remembers the logits of every window."""
 
     def __init__(self, model: Model):
-        self.model, self.known = model, dict[bytes, np.ndarray]()
+        super().__init__(model.package, model.player, model.tokenizer)
+        self.known: dict[tuple[int, ...], np.ndarray] = {}
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.model, name)
-
-    def logits(self, window: np.ndarray) -> np.ndarray:
-        if (key := window.tobytes()) not in self.known:
-            self.known[key] = self.model.logits(window)
+    def logits(self, token_ids: Sequence[int]) -> np.ndarray:
+        if (key := tuple(token_ids)) not in self.known:
+            self.known[key] = super().logits(token_ids)
         return self.known[key]
 
 
@@ -60,6 +58,7 @@ def main() -> None:
     parser.add_argument("text", type=Path)
     parser.add_argument("--windows", type=int, default=40)
     parser.add_argument("--samples", type=int, default=32)
+    parser.add_argument("--method", choices=("rtn", "gptq"), help="only this one")
     parser.add_argument("--device", default="auto")
     args = parser.parse_args()
     text = read_text(args.text)
@@ -71,7 +70,7 @@ def main() -> None:
           "| format | method | bits a weight | perplexity | against the base | KL, nats | same top-1 |\n|---|---|---|---|---|---|---|\n"
           + row("as it is", "", compile_for(open_checkpoint(args.model), REFERENCE), found), flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        for form, method in CASES:
+        for form, method in (c for c in CASES if args.method in (None, c[1])):
             file = Path(folder) / f"{form}-{method}.wgpu-llama"
             quantize(args.model, form, calibration, method, samples=args.samples, context=512).save(file)
             model = load(file, args.device)

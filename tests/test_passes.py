@@ -12,7 +12,7 @@ from tilewright.compiler.ir import Graph, GraphError, Op
 from tilewright.compiler.kernel import Site
 from tilewright.compiler.liveness import drop_dead
 from tilewright.compiler.ops import OPS, assemble, evaluate, evaluate_op, step
-from tilewright.compiler.passes.cut import cut_weights
+from tilewright.compiler.passes.cut import cut_caches, cut_weights
 from tilewright.compiler.passes.fusion import fuse
 from tilewright.compiler.passes.memory import Memory, Place, check, place
 from tilewright.compiler.passes.simplify import simplify
@@ -133,6 +133,20 @@ def test_fusion_moves_no_read_behind_a_write():
     graph = g.graph(written, g.add(before, g.state("y", (1, 8))))
     fused = fuse(graph, DEVICES["llvmpipe"], KERNELS)
     verify(fused, "fusion")
+    feeds = testing.random_feeds(graph)
+    for name, array in evaluate(graph, feeds).items():
+        np.testing.assert_array_equal(evaluate(fused, feeds)[name], array)
+
+
+@pytest.mark.parametrize("outputs", [("silu", "scale"), ("matmul", "silu")], ids=" ".join)
+def test_fusion_keeps_results_that_others_read(outputs):
+    g = Builder()
+    y = g.matmul(g.state("x", (1, 32)), g.weight("w", (16, 32)))
+    made = {"matmul": y, "silu": g.silu(y), "scale": g.scale(y, by=2.0)}
+    graph = drop_dead(g.graph(*(made[n] for n in outputs)))
+    fused = fuse(graph, DEVICES["llvmpipe"], KERNELS)
+    verify(fused, "fusion")
+    assert len(fused.ops) < len(graph.ops)
     feeds = testing.random_feeds(graph)
     for name, array in evaluate(graph, feeds).items():
         np.testing.assert_array_equal(evaluate(fused, feeds)[name], array)
@@ -289,6 +303,20 @@ def test_broadcasts_run_on_a_gpu(gpu, device, operand):
     g = Builder()
     graph = g.graph(g.add(g.state("x", (2, 3, 4, 5)), g.state("y", operand)))
     assert testing.check(gpu, graph, KERNELS["map"], device, limit=1)
+
+
+@pytest.mark.parametrize("attrs", [{}, {"mask": "sliding", "window": 6, "cap": 2.0}, {"mask": "chunked", "window": 8}], ids=str)
+def test_a_cache_cut_by_heads_keeps_the_attention(attrs):
+    g = Builder()
+    position, slot = g.input("position", (3,)), g.input("slot", (3,))
+    caches = [g.cache_write(g.state(n, (1, 4, 24, 8)), g.state(n[0], (3, 4, 8)), position, slot) for n in ("keys", "values")]
+    graph = g.graph(g.attention(g.state("q", (3, 8, 8)), *caches, position, slot, scale=0.3, **attrs))
+    cut = cut_caches(graph, replace(SMALL, limits={**SMALL.limits, "max_storage_buffer_binding_size": 1600}))
+    verify(cut, "cut caches")
+    feeds = testing.random_feeds(graph) | {"position": np.array([17, 18, 19], np.int32)}
+    feeds |= {f"{n}.{h}": feeds[n][:, 2 * h:2 * h + 2] for n in ("keys", "values") for h in (0, 1)}
+    for name, array in evaluate(graph, feeds).items():
+        np.testing.assert_allclose(evaluate(cut, feeds)[name], array, rtol=1e-5, atol=1e-5)
 
 
 def test_every_op_has_operands_that_its_rule_takes():

@@ -92,6 +92,16 @@ def test_gpu_draws_the_token_that_numpy_draws(gpu, device, kind, schedule, batch
         np.testing.assert_array_equal(got, expected)
 
 
+def test_masses_of_blocks_are_exact(gpu, device):
+    """To the last bit, on every adapter: that is what makes draws alike."""
+    logits = (3 * np.random.default_rng(0).standard_normal((2, 500))).astype("f4")
+    seen, params = np.zeros((2, 500), "u4"), np.stack([pack_params(**PLAIN | {"temperature": t}, slot=s) for s, t in enumerate((0.7, 1))])
+    feeds = {"logits": logits, "seen": seen, "params": params}
+    keys, summary = run(gpu, device, "sample_blocks", feeds, 64, SCHEDULES[0])
+    np.testing.assert_array_equal(keys, sampling.keys_of(logits, seen, params))
+    np.testing.assert_array_equal(summary, sampling.summarise(keys, params, 64, octaves=True))
+
+
 @pytest.mark.parametrize("kind", ["argmax", "sample"])
 def test_gpu_finds_the_best_token_at_the_edges_of_blocks(gpu, device, kind):
     at = [0, 63, 64, 127, 128, 129]

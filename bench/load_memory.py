@@ -1,0 +1,84 @@
+"""What loading a q4_0 GGUF file of a large shape takes: GPU bytes against the file's weights, anonymous host memory, seconds.
+
+usage: python -m tilewright.bench.load_memory [SHAPE] [--file FILE]      (writes the file first, made-up weights; Linux)
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from .shapes import synthetic
+
+
+def write(shape: str, path: Path) -> int:
+    """A GGUF file of a shape in q4_0. Returns the bytes of its tensors."""
+    import gguf
+    checkpoint = synthetic(shape, "q4_0")
+    writer = gguf.GGUFWriter(str(path), checkpoint.config["general.architecture"])
+    for key, value in checkpoint.config.items():
+        if key != "general.architecture":
+            (writer.add_float32 if isinstance(value, float) else writer.add_uint32)(key, value)
+    for tensor in checkpoint.tensors.values():
+        if tensor.format == "q4_0":
+            writer.add_tensor(tensor.name, tensor.data.reshape(*tensor.shape[:-1], -1), raw_dtype=gguf.GGMLQuantizationType.Q4_0)
+        else:
+            writer.add_tensor(tensor.name, tensor.array())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return sum(t.data.size for t in checkpoint.tensors.values())
+
+
+def anonymous() -> int:
+    """Bytes of anonymous memory of this process now."""
+    return next(int(line.split()[1]) * 1024 for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
+
+
+def load(path: str) -> dict:
+    """Load the file and watch."""
+    peak, done = [0], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.005):
+            peak[0] = max(peak[0], anonymous())
+    threading.Thread(target=watch, daemon=True).start()
+    from .. import load as load_model
+    before, start = anonymous(), time.perf_counter()
+    model = load_model(path, context=8192, dtype="f16")
+    seconds = time.perf_counter() - start
+    done.set()
+    sizes = model.package.manifest["buffers"]
+    return {"seconds": round(seconds, 2), "rss_anon_peak": peak[0], "rss_anon_before": before,
+            "gpu_weights": sum(v for k, v in sizes.items() if k.startswith("weights")),
+            "gpu_caches": sum(v for k, v in sizes.items() if k.endswith((".keys", ".values"))), "gpu_all": sum(sizes.values())}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("shape", nargs="?", default="8b")
+    parser.add_argument("--file")
+    parser.add_argument("--load", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.load:
+        print(json.dumps(load(args.load)))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(args.file or folder) / f"{args.shape}.gguf" if not args.file else Path(args.file)
+        weights = write(args.shape, path)
+        for what in ("cold", "warm"):
+            done = subprocess.run([sys.executable, "-m", "tilewright.bench.load_memory", "--load", str(path)], capture_output=True, text=True, check=True)
+            found = json.loads(done.stdout)
+            print(f"{what}: {found['seconds']} s for {weights / 1e9:.2f} GB ({weights / found['seconds'] / 1e9:.2f} GB/s); on the GPU "
+                  f"{found['gpu_weights'] / weights:.3f} x the file's weights, {found['gpu_all'] / 1e9:.2f} GB in all; RssAnon peak "
+                  f"{found['rss_anon_peak'] / 2**30:.2f} GiB (before {found['rss_anon_before'] / 2**30:.2f})")
+
+
+if __name__ == "__main__":
+    main()
