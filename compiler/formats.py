@@ -128,9 +128,9 @@ class Format:
         return q.reshape(len(q), -1)
 
 
-def in_parts(blocks: int, elements: int, work: Callable[[slice], None]) -> None:
+def in_parts(blocks: int, elements: int, work: Callable[[slice], None], chunk: int = CHUNK) -> None:
     """Do the work on slices of so many blocks, in threads: numpy releases the interpreter lock."""
-    size = max(1, CHUNK // elements)
+    size = max(1, chunk // elements)
     parts = [slice(start, min(start + size, blocks)) for start in range(0, blocks, size)]
     if len(parts) < 3:
         for part in parts:

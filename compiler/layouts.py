@@ -16,7 +16,9 @@ from functools import partial
 import ml_dtypes
 import numpy as np
 
-from .formats import FORMATS, NIBBLES, Codes, Format, in_parts, read_records, record_of, write_record
+from .formats import CHUNK, FORMATS, NIBBLES, Codes, Format, in_parts, read_records, record_of, write_record
+
+COPIED = 1 << 23    # elements of stored blocks that a thread takes apart at once
 
 
 @dataclass(frozen=True)
@@ -169,11 +171,20 @@ def _pack(form: Format, records: list[np.dtype], codes: dict[str, Codes], array:
     blocks = np.ascontiguousarray(array if array.dtype == np.uint8 else form.encode(array)).reshape(-1, form.bytes)
     planes = tuple(np.zeros(whole_words(len(blocks) * r.itemsize), np.uint8) for r in records)
 
+    stored = dict(zip(codes, form.codes, strict=False)) if list(codes.values()) == list(form.codes.values()) else {}
+    names = {name: stored.get(name, name) for r in records for name in r.names or ()}
+    as_stored = bool(stored) and set(names.values()) <= set(form.record.names or ())
+
     def work(part: slice) -> None:
-        fields = form.fields(blocks[part])
+        record = blocks[part].view(form.record)[:, 0]
+        fields = {} if as_stored else form.fields(blocks[part])
         for piece in _pieces(planes, records, part):
-            write_record(piece, fields, codes)
-    in_parts(len(blocks), form.elements, work)
+            if as_stored:       # the same bits in the same order: only apart
+                for name in piece.dtype.names or ():
+                    piece[name] = record[names[name]]
+            else:
+                write_record(piece, fields, codes)
+    in_parts(len(blocks), form.elements, work, COPIED if as_stored else CHUNK)
     return planes
 
 

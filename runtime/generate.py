@@ -155,7 +155,7 @@ def sampler_of(max_tokens: int, temperature: float, top_k: int, top_p: float, mi
     """What `pack_params` takes for every step. Raises ValueError for what is out of range, before anything runs."""
     if max_tokens < 0:
         raise ValueError(f"max_tokens must not be negative, not {max_tokens}")
-    sampler = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "repeat_penalty": repeat_penalty,
+    sampler: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "repeat_penalty": repeat_penalty,
                "seed": random.getrandbits(32) if seed is None else seed, "stamp": 1}
     pack_params(**sampler, step=0)
     return sampler
