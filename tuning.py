@@ -110,7 +110,8 @@ class Rig:
             made = [self.gpu.buffer(size) for size in sizes]
             self.own += made
             return [[(b, 0, s) for b, s in zip(made, sizes, strict=True)]]
-        spans, at = [], 0
+        spans: list[list[tuple[Buffer, int, int]]] = []
+        at = 0
         padded = [-(-s // 256) * 256 for s in sizes]
         while at + sum(padded) <= ROTATED and len(spans) < RUNS:
             spans.append([(self.pool, at + sum(padded[:i]), s) for i, s in enumerate(sizes)])

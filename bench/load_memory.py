@@ -73,7 +73,8 @@ def main() -> None:
         path = Path(args.file or folder) / f"{args.shape}.gguf" if not args.file else Path(args.file)
         weights = write(args.shape, path)
         for what in ("cold", "warm"):
-            done = subprocess.run([sys.executable, "-m", "tilewright.bench.load_memory", "--load", str(path)], capture_output=True, text=True, check=True)
+            command = [sys.executable, "-m", "tilewright.bench.load_memory", "--load", str(path)]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
             found = json.loads(done.stdout)
             print(f"{what}: {found['seconds']} s for {weights / 1e9:.2f} GB ({weights / found['seconds'] / 1e9:.2f} GB/s); on the GPU "
                   f"{found['gpu_weights'] / weights:.3f} x the file's weights, {found['gpu_all'] / 1e9:.2f} GB in all; RssAnon peak "
