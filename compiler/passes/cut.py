@@ -118,9 +118,9 @@ def cut_caches(graph: Graph, device: Device) -> Graph:
         ops.append(op)
         return output
 
-    def share(x: str, g: int, count: int) -> str:
+    def share(x: str, g: int, count: int, reader: str) -> str:
         heads = values[x].shape[1] // count
-        return emit("slice", (x,), f"{x}.heads{g}", (("axis", 1), ("start", g * heads), ("stop", (g + 1) * heads)))
+        return emit("slice", (x,), f"{x}.heads{g}.{reader}", (("axis", 1), ("start", g * heads), ("stop", (g + 1) * heads)))
 
     for op in graph.ops:
         if op.kind == "cache_write" and op.inputs[0] in groups:
@@ -129,13 +129,13 @@ def cut_caches(graph: Graph, device: Device) -> Graph:
             for g in range(count):
                 shape = values[cache].shape
                 values[f"{cache}.{g}"] = replace(values[cache], shape=(shape[0], shape[1] // count, *shape[2:]))
-            parts[op.outputs[0]] = [emit("cache_write", (f"{cache}.{g}", share(x, g, count), *rest), f"{op.outputs[0]}.{g}", op.attrs)
+            parts[op.outputs[0]] = [emit("cache_write", (f"{cache}.{g}", share(x, g, count, op.outputs[0]), *rest), f"{op.outputs[0]}.{g}", op.attrs)
                                     for g in range(count)]
         elif op.kind == "attention" and op.inputs[1] in parts:
             q, k, v, *rest = op.inputs
             done = ""
             for g, (keys, vals) in enumerate(zip(parts[k], parts[v], strict=True)):
-                piece = emit("attention", (share(q, g, len(parts[k])), keys, vals, *rest[:2]), f"{op.outputs[0]}.{g}", op.attrs)
+                piece = emit("attention", (share(q, g, len(parts[k]), op.outputs[0]), keys, vals, *rest[:2]), f"{op.outputs[0]}.{g}", op.attrs)
                 last = g == len(parts[k]) - 1
                 done = emit("concat", (done, piece), op.outputs[0] if last else f"{piece}.sum", (("axis", 1),)) if done else piece
         else:
