@@ -22,7 +22,6 @@ from .compiler.passes.tiling import fits
 from .compiler.verify import verify
 from .runtime.gpu import Gpu
 
-
 MARGIN = 4096       # bytes behind every buffer that no kernel may touch: NaN for those who read them, and kept by those who write
 
 
