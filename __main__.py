@@ -30,6 +30,7 @@ TopK = Annotated[int, typer.Option(help="Sample from so many of the likeliest to
 TopP = Annotated[float, typer.Option(help="Sample from the likeliest tokens that make up this share; 1 is off.")]
 MinP = Annotated[float, typer.Option(help="Leave out tokens below this share of the likeliest one's probability; 0 is off.")]
 Penalty = Annotated[float, typer.Option("--repeat-penalty", help="Above 1 makes tokens less likely that were there before.")]
+Activations = Annotated[str | None, typer.Option(help="What quantized weights meet: f32, or q8 (8-bit integers); if not given what is faster.")]
 Seed = Annotated[int | None, typer.Option(help="The same seed gives the same text; random if not given.")]
 Stops = Annotated[list[str] | None, typer.Option("--stop", help="End before this text; may be given several times.")]
 Program = Annotated[str, typer.Option(help="decode_1, prefill_128, head_1, sample_1, ... (tilewright inspect lists them)")]
@@ -157,7 +158,8 @@ def quantize(model: ModelPath, output: Annotated[Path, typer.Option("--output", 
 def generate(model: ModelPath, prompt: Annotated[str, typer.Option(help="The text to go on from; - reads it from standard input.")],
              max_tokens: MaxTokens = 256, temperature: Temperature = 0.0, top_k: TopK = 0, top_p: TopP = 1.0, min_p: MinP = 0.0,
              repeat_penalty: Penalty = 1.0, seed: Seed = None, stop: Stops = None,
-             device: DeviceName = "auto", context: Context = None, dtype: Dtype = None, cache: Cache = None, quantize: Quantize = None) -> None:
+             device: DeviceName = "auto", context: Context = None, dtype: Dtype = None, cache: Cache = None, quantize: Quantize = None,
+             activations: Activations = None) -> None:
     """Go on from a prompt. The text goes to standard output, all else to standard error.
 
     \b
@@ -166,7 +168,7 @@ def generate(model: ModelPath, prompt: Annotated[str, typer.Option(help="The tex
     """
     from .runtime.terminal import play, rate
     text = sys.stdin.read() if prompt == "-" else prompt
-    loaded = load(model, device, context, dtype, cache, quantize)
+    loaded = load(model, device, context, dtype, cache, quantize, activations)
     stream = loaded.stream(text, max_tokens, temperature, top_k, top_p, min_p, repeat_penalty, seed, stop or ())
     count, _, rest = play(stream)
     print()
@@ -195,7 +197,8 @@ def perplexity(model: ModelPath, text: Annotated[Path, typer.Argument(metavar="T
                against: Annotated[Path | None, typer.Option(metavar="MODEL", help="Tell how far the model is from this one.")] = None,
                windows: Annotated[int | None, typer.Option(help="Take only the first so many windows of 512 tokens.")] = None,
                json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the numbers there; - prints them.")] = None,
-               device: DeviceName = "auto", dtype: Dtype = None, cache: Cache = None, quantize: Quantize = None) -> None:
+               device: DeviceName = "auto", dtype: Dtype = None, cache: Cache = None, quantize: Quantize = None,
+               activations: Activations = None) -> None:
     """Measure how well a model predicts a text, as llama.cpp does; and what quantizing it costs.
 
     \b
@@ -209,7 +212,7 @@ def perplexity(model: ModelPath, text: Annotated[Path, typer.Argument(metavar="T
     from .runtime.perplexity import WINDOW, measure, read_text, rows
     from .runtime.terminal import progress, show_table
     words, context = read_text(text), {p: None if is_package(p) else WINDOW for p in (model, against) if p}
-    loaded = load(model, device, context[model], dtype, cache, quantize)
+    loaded = load(model, device, context[model], dtype, cache, quantize, activations)
     base = load(against, device, context[against], dtype, cache) if against else None
     with progress() as show:
         found = measure(loaded, words, base, windows, lambda done, total: show("windows", done, total))
@@ -311,11 +314,11 @@ def devices() -> None:
 
 
 def load(path: Path, device: str, context: int | None = None, dtype: str | None = None, cache: str | None = None,
-         quantize: str | None = None) -> Model:
+         quantize: str | None = None, activations: str | None = None) -> Model:
     from . import api
     from .runtime.terminal import progress
     with progress() as show:
-        return api.load(path, device, context, dtype, cache, show, quantize)
+        return api.load(path, device, context, dtype, cache, show, quantize, activations=activations)
 
 
 def pack(model: Path, output: Path, device: str, context: int | None, dtype: str | None, cache: str | None, quantize: str | None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -51,24 +51,30 @@ def open_gpu(device: str) -> Gpu | None:
     return Gpu(pick(device))
 
 
-def record_of(gpu: Gpu | None) -> Device:
-    """The compiler's record of a device."""
-    return REFERENCE if gpu is None else device_for(gpu.info.name, gpu.features, gpu.limits, gpu.subgroup_size)
+def record_of(gpu: Gpu | None, activations: str | None = None) -> Device:
+    """The compiler's record of a device; with activations "f32" or "q8", as if it multiplied those best."""
+    if activations not in (None, "f32", "q8"):
+        raise CheckpointError(f"unknown activations '{activations}'; known: f32, q8")
+    if gpu is None:
+        return REFERENCE
+    record = device_for(gpu.info.name, gpu.features, gpu.limits, gpu.subgroup_size)
+    return replace(record, packed_dot=activations == "q8") if activations else record
 
 
 def compile(path: str | Path, device: str = "auto", context: int | None = None, dtype: str = "f32", cache: str | None = None,
-            progress: Progress = silent, quantize: Quantize = None, batch: int = 1) -> Package:
+            progress: Progress = silent, quantize: Quantize = None, batch: int = 1, activations: str | None = None) -> Package:
     """Compile a Hugging Face folder or a GGUF file for a device: "auto", a part of an adapter's name, or "reference" (numpy).
 
     context: positions, by default the model's, at most 8,192. dtype: storage of activations ("f32", "f16"); cache: that of keys and
     values ("q8_0" too), as dtype by default. quantize: the format of the weight matrices ("q4_0"), with others for some names if need be
     ("q4_0,embedding=q8_0", or {"embedding": "q8_0", "*": "q4_0"}: the first pattern that matches counts); routers stay f32.
-    batch: sequences that `stream_many` runs at once, each with caches of its own.
+    batch: sequences that `stream_many` runs at once, each with caches of its own. activations: how quantized weights meet them: rounded to
+    8-bit integers by blocks of 32 ("q8") or not ("f32"); by default what the device does faster.
     Raises CheckpointError, GraphError or DeviceError with one clear sentence.
     """
     gpu = open_gpu(device)
     try:
-        return compile_for(open_checkpoint(path), record_of(gpu), context, dtype, cache, progress, quantize, batch=batch)
+        return compile_for(open_checkpoint(path), record_of(gpu, activations), context, dtype, cache, progress, quantize, batch=batch)
     finally:
         if gpu:
             gpu.close()
@@ -118,14 +124,14 @@ def plan_for(checkpoint: Checkpoint, device: Device, context: int | None, dtype:
 
 
 def load(path: str | Path, device: str = "auto", context: int | None = None, dtype: str | None = None, cache: str | None = None,
-         progress: Progress = silent, quantize: Quantize = None, batch: int = 1) -> Model:
+         progress: Progress = silent, quantize: Quantize = None, batch: int = 1, activations: str | None = None) -> Model:
     """Load a Hugging Face folder, a GGUF file, or a .wgpu-llama package, and get it ready to generate.
 
-    device: "auto", a part of an adapter's name, or "reference" (numpy). context, dtype, cache, quantize and batch as for `compile`; a package
-    has its own.
+    device: "auto", a part of an adapter's name, or "reference" (numpy). context, dtype, cache, quantize, batch and activations as for
+    `compile`; a package has its own.
     """
     gpu = open_gpu(device)
-    record = record_of(gpu)
+    record = record_of(gpu, activations)
     player = partial(_player, gpu, progress)
     if is_package(path):
         if quantize:

@@ -9,6 +9,7 @@ import numpy as np
 
 from .codegen import step_offsets
 from .device import Device
+from .formats import FORMATS
 from .ir import Graph, Value
 from .kernel import Site
 from .layouts import LAYOUTS, plane_bytes
@@ -40,7 +41,8 @@ def build_package(compiled: Compiled, device: Device, model: Mapping[str, Any], 
         "model": dict(model),
         "device": _requirements(compiled, device, buffers),
         "tokenizer": dict(tokenizer) if tokenizer else None,
-        "weights": {n: {"shape": list(values[n].shape), "dtype": values[n].dtype, "layout": values[n].layout, "planes": planes}
+        "weights": {n: {"shape": list(values[n].shape), "dtype": values[n].dtype, "layout": values[n].layout, "planes": planes,
+                        **_quantization(values[n].layout, planes)}
                     for n, planes in weights.items()},
         "states": {n: {"shape": list(v.shape), "dtype": v.dtype, "layout": v.layout} for n, v in states.items()},
         "buffers": buffers,
@@ -65,6 +67,15 @@ def build_package(compiled: Compiled, device: Device, model: Mapping[str, Any], 
                     data[offset:offset + size] = np.ascontiguousarray(plane).reshape(-1).view(np.uint8)
         return data
     return Package(manifest, blob, dict(compiled.seconds), array)
+
+
+def _quantization(layout: str, planes: list[Range]) -> dict[str, Any]:
+    """What a quantized weight's planes are: the packing unit and the elements of a scale, and which planes hold scales and zero points."""
+    if layout not in FORMATS:
+        return {}
+    form, wide = FORMATS[layout], 1 + (sum(c.bits for c in FORMATS[layout].codes.values()) in (5, 6))
+    return {"quantization": {"format": layout, "blockSize": LAYOUTS[layout].block, "groupSize": form.elements, "scales": wide,
+                             "zeroPoints": len(planes) - 1 if "z" in (form.record.names or ()) else None}}
 
 
 def _typed(value: Value, array: np.ndarray) -> np.ndarray:

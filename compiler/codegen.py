@@ -98,6 +98,16 @@ class Operand:
         assert self.layout.dot
         return self.layout.dot(var, low, high, x)
 
+    def word(self, var: str, j: int) -> str:
+        """The codes of quad j of the block in `var` as the bytes of a word."""
+        assert self.layout.word
+        return self.layout.word(var, j)
+
+    def scaling(self, var: str) -> str:
+        """Scales and shifts of the block in `var`, as layouts.py describes."""
+        assert self.layout.scaling
+        return self.layout.scaling(var)
+
     @property
     def planes(self) -> list[str]:
         return [self.name] + [f"{self.name}_{p}" for p in range(1, len(self.layout.planes))]

@@ -48,6 +48,12 @@ class Layout:
     # dot(name, low, high, x): the product of a block with 32 rounded numbers, whose integers are the bytes of low and high (vec4<u32>) and
     # whose scale, scale * sum of the first half's integers, and scale * sum of the second half's are x.x, x.y and x.z
     dot: Callable[[str, str, str, str], str] | None = None
+    # for tiles: word(name, j), the codes of quad j as bytes, and scaling(name), a vec4<f32> of the scales of a block's halves and of what
+    # each code is shifted by in them; whether the halves differ, and whether codes are shifted at all
+    word: Callable[[str, int], str] | None = None
+    scaling: Callable[[str], str] | None = None
+    halves: bool = False
+    shifted: bool = False
     # rows(planes, shape): the uint8 rows that pack took apart
     rows: Callable[[tuple[np.ndarray, ...], tuple[int, ...]], np.ndarray] | None = None
 
@@ -155,6 +161,10 @@ def _quantized(form: Format, scales: Scales) -> Layout:
         half = f".{'xy'[j // 4]}" if scales.paired else ""
         return f"fma({numbers}, vec4<f32>({var}_d{half}), vec4<f32>({var}_b{half}))" if scales.shifted else f"{numbers} * {var}_d"
 
+    def scaling(var: str) -> str:
+        scale, shift = (f"{var}_{n}" if scales.paired else f"{var}_{n}, {var}_{n}" for n in "db")
+        return f"vec4<f32>({scale}, {shift if scales.shifted else '0.0, 0.0'})"
+
     def dot(var: str, low: str, high: str, x: str) -> str:
         halves = [" + ".join(f"dot4I8Packed({_word(form, bits, var, 4 * h + j)}, {half}.{'xyzw'[j]})" for j in range(4))
                   for h, half in enumerate((low, high))]
@@ -164,6 +174,7 @@ def _quantized(form: Format, scales: Scales) -> Layout:
 
     return Layout(form.name, n, 32, tuple(Plane(t, r.itemsize) for t, r in zip(types, records, strict=True)),
                   partial(_pack, form, records, codes), partial(_unpack, form, records, codes), fetch, quad, dot=dot,
+                  word=partial(_word, form, bits), scaling=scaling, halves=scales.paired, shifted=scales.shifted,
                   rows=partial(_rows, form, records, codes))
 
 

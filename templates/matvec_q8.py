@@ -15,8 +15,9 @@ class MatVecQ8(MatVec):
     def accepts(self, site: Site) -> bool:
         if site.anchor.kind not in self.kinds or site.prologue or not site.elementwise_results:
             return False
-        # rounding needs whole blocks, so that a weight that will be cut into pieces cannot have it
-        return not site.rounding or site.bytes("w") <= site.device.limit("max_storage_buffer_binding_size")
+        # rounding needs whole blocks: some way to hold them, and a weight that will not be cut into pieces
+        whole = site.bytes("w") <= site.device.limit("max_storage_buffer_binding_size") and self._total(site) <= 8
+        return not site.rounding or (whole and next(self.schedules(site), None) is not None)
 
     def schedules(self, site: Site) -> Iterator[Schedule]:
         size, least = site.device.subgroup_size, 2 if site.pairs else 1

@@ -192,6 +192,16 @@ def matvecs_q8(dtype: str):
         yield label, g.graph(_after(g, y, after)), feeds
 
 
+@of("matmul_q8")
+def matmuls_q8(dtype: str):
+    for label, shape, out, layout, eps, after in (("norm", (16, 64), 24, "q4_0", 1e-5, ""), ("residual", (37, 96), 50, "q8_0", 0.0, "residual"),
+                                                  ("norm, gated", (20, 192), 66, "q5_0", 1e-5, "gated"), ("halves", (9, 256), 20, "q6_k", 0.0, "")):
+        g = Builder()
+        x, feeds = rounded(g, shape)
+        y = g.matmul_q8(*x, g.weight("w", (out, shape[-1]), layout=layout), dtype=dtype, **{"eps": eps} if eps else {})
+        yield label, g.graph(_after(g, y, after)), feeds
+
+
 @of("expert_matvec_q8")
 def expert_matvecs_q8(dtype: str):
     for label, kind, shape, layout, after in (("gated", "expert_matmul_q8", (3, 64), "q8_0", "gated"),

@@ -15,7 +15,7 @@ from tilewright.runtime.perplexity import measure
 
 ROOT = Path(tilewright.__file__).parent
 DEMO = ROOT / "frontends" / "demo" / "tales-llama4"
-LICENSE = ROOT / "LICENSE"          # a text that is always there
+LICENSE = Path(__file__).parent.parent / "LICENSE"       # a text that is always there
 COLUMNS = 256
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from tilewright.runtime.perplexity import measure, rows
 ROOT = Path(__file__).parent.parent
 DEMO = ROOT / "frontends" / "demo" / "tales-llama4"
 LICENSE = ROOT / "LICENSE"          # a text that is always there
-SHARED = next((p for p in (ROOT.parent / "shared", ROOT / "shared") if (p / "models").is_dir()), None)
+MODELS = Path(os.environ["TILEWRIGHT_MODELS"]) if "TILEWRIGHT_MODELS" in os.environ else None
 VOCAB = 7
 # Of the first window of alice.txt, as numpy gives them; of the whole text it gives 45.869, 46.458, 46.120 and 47.290 as float32 maths should.
 KNOWN = {"tales-llama4-q8_0.gguf": 38.923167, "tales-llama4-q4_0.gguf": 40.351196, "tales-llama-q8_0.gguf": 46.272324,
@@ -123,9 +124,9 @@ def test_the_demo_on_a_gpu(gpu, quantize, known):
 
 @pytest.mark.parametrize("name", KNOWN)
 def test_files_on_a_gpu(gpu, name):
-    if SHARED is None:
-        pytest.skip("no folder shared beside the repository holds models and a text whose perplexities are known")
-    assert perplexity(SHARED / "models" / name, SHARED / "text" / "alice.txt") == pytest.approx(KNOWN[name], rel=1e-4)
+    if MODELS is None:
+        pytest.skip("TILEWRIGHT_MODELS names no folder of models beside a text/alice.txt whose perplexities are known")
+    assert perplexity(MODELS / name, MODELS.parent / "text" / "alice.txt") == pytest.approx(KNOWN[name], rel=1e-4)
 
 
 def run(capsys, *arguments: object) -> tuple[int | str | None, str, str]:

@@ -109,7 +109,7 @@ def test_sentencepiece_merges_like_the_greedy_definition(parts: list[tuple[str, 
 def test_round_trip(text: str) -> None:
     for tokenizer in (tales(), reduced("llama-spm")[0], reduced("qwen2")[0]):
         ids = tokenizer.encode(text, add_special_tokens=False)
-        assert tokenizer.decode(ids) == text
+        assert tokenizer.decode(ids, skip_special_tokens=False) == text     # a text may spell a special token
 
 
 def push_all(tokenizer: Tokenizer, ids: list[int], skip: bool) -> tuple[list[str], str]:

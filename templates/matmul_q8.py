@@ -1,0 +1,34 @@
+"""Y = X Wᵀ for many tokens, x in 8-bit integers by blocks of 32: packed integer dot products on tiles in workgroup memory."""
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ..compiler.kernel import Schedule, Site, divide
+from .matmul import TILES, MatMul
+
+
+class MatMulQ8(MatMul):
+    def accepts(self, site: Site) -> bool:
+        return site.anchor.kind == "matmul_q8" and not site.prologue and site.elementwise_epilogue and self._total(site) > 1
+
+    def schedules(self, site: Site) -> Iterator[Schedule]:
+        for tile_rows, tile_cols, rows, cols in TILES:
+            for depth in (1, 2):
+                if site.shape("w")[-1] // 32 % depth == 0:
+                    yield {"tile_rows": tile_rows, "tile_cols": tile_cols, "depth": depth, "rows": rows, "cols": cols}
+
+    def cost(self, site: Site, s: Schedule) -> float:
+        x, y, z = self.grid(site, s)
+        device, rows, cols, k = site.device, s["rows"], s["cols"], site.shape("w")[-1]
+        # a block's product of 32 is some 20 instructions where 32 multiplications of numbers are 32; operands are read for each
+        products = s["tile_rows"] * s["tile_cols"] * k * (0.6 + 0.8 * (rows + cols) / (rows * cols)) + 40 * k * (s["tile_rows"] + s["tile_cols"]) / 8
+        slots = max(1, device.width // (16 * self.threads(site, s)))
+        arithmetic = 2 * products * divide(x * y * z, slots) * slots / device.flops
+        reads = site.bytes("w") * (1 + 0.2 * (y - 1)) + site.bytes("x") * (1 + 0.2 * (x - 1))
+        return device.launch * (1 + 0.01 * divide(k // 32, s["depth"])) + max(arithmetic, reads / device.bandwidth)
+
+    def context(self, site: Site, s: Schedule) -> dict[str, object]:
+        return super().context(site, s) | {"tile_k": 32 * s["depth"]}
+
+    def workgroup_bytes(self, site: Site, s: Schedule) -> int:
+        return 48 * s["depth"] * (s["tile_rows"] + s["tile_cols"])
