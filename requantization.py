@@ -1,8 +1,11 @@
 """Quantize weights on the GPU, to the bit as the formats' own encoders do: floats go up piece by piece, a kernel writes a layout's planes."""
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -119,13 +122,21 @@ def encoded(gpu: Gpu, array: np.ndarray, layout: str) -> tuple[np.ndarray, ...]:
 
 def fill(gpu: Gpu, package: Package, blob: str, buffer: Buffer) -> None:
     """Fill a weight buffer of a package that was just compiled, encoding on the GPU what it can."""
-    assert package.array
-    for name, entry in package.manifest["weights"].items():
-        if entry["planes"][0][0] != blob:
-            continue
-        array, layout = package.array(name), entry["layout"]
-        if encodes(array, layout):
-            encode(gpu, array, layout, [(buffer, at, size) for _, at, size in entry["planes"]])
-        else:
-            for (_, at, _), plane in zip(entry["planes"], LAYOUTS[layout].pack(array), strict=True):
-                gpu.write(buffer, at, plane)
+    entries = {n: e for n, e in package.manifest["weights"].items() if e["planes"][0][0] == blob}
+
+    def prepare(name: str) -> np.ndarray | tuple[np.ndarray, ...]:
+        """The numbers for the GPU to encode, or the planes."""
+        assert package.array
+        array, layout = package.array(name), entries[name]["layout"]
+        return array if encodes(array, layout) else LAYOUTS[layout].pack(array)
+    with ThreadPoolExecutor(1) as ahead:        # the next weight is taken apart while one is uploaded
+        following = iter(entries)
+        waiting = deque(ahead.submit(prepare, name) for name in islice(following, 2))
+        for entry in entries.values():
+            ready = waiting.popleft().result()
+            waiting.extend(ahead.submit(prepare, name) for name in islice(following, 1))
+            if isinstance(ready, np.ndarray):
+                encode(gpu, ready, entry["layout"], [(buffer, at, size) for _, at, size in entry["planes"]])
+            else:
+                for (_, at, _), plane in zip(entry["planes"], ready, strict=True):
+                    gpu.write(buffer, at, plane)

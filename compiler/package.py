@@ -1,10 +1,10 @@
 """The `.wgpu-llama` file: everything a player needs, as data.
 
 u32 little-endian header length, a JSON manifest, then blobs on 256-byte boundaries, each with a crc32. Weight blobs are the contents of
-whole GPU buffers. The manifest, by key: format and version; model (dimensions); device (name, and what it must offer); tokenizer;
-weights (name, shape, dtype, layout, planes as [buffer, offset, bytes],
-and of quantized ones format, blockSize, groupSize, and which planes are scales and zeroPoints); states; buffers (bytes by name); shaders (WGSL without `enable`
-lines, bindings, needed features); programs (graph text, step-buffer layout, dispatches); blobs (offset, bytes, crc32).
+whole GPU buffers. The manifest, by key: format and version; model (dimensions); device (name, and what it must offer); tokenizer; weights
+(name, shape, dtype, layout, planes as [buffer, offset, bytes], and of quantized ones format, blockSize, groupSize, and which planes are
+scales and zeroPoints); states; buffers (bytes by name); shaders (WGSL without `enable` lines, bindings, needed features); programs (graph
+text, step-buffer layout, dispatches); blobs (offset, bytes, crc32).
 """
 from __future__ import annotations
 
