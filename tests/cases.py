@@ -192,6 +192,21 @@ def matvecs_q8(dtype: str):
         yield label, g.graph(_after(g, y, after)), feeds
 
 
+@of("matvec_q8")
+def rounded_results(dtype: str):
+    """Results that are rounded where they are made: beside themselves, as a residual is, or alone."""
+    for label, rows, gated in (("residual, rounded", 3, False), ("gated, rounded", 2, True)):
+        g = Builder()
+        x, feeds = rounded(g, (rows, 128))
+        y = g.matmul_q8(*x, g.weight("w", (192, 128), layout="q4_0"), dtype=dtype)
+        if gated:
+            a, b = g.unzip(y)
+            yield label, g.graph(*g.quantize(g.mul(g.silu(a), b))), feeds
+        else:
+            y = g.add(y, g.state("residual", (rows, 192), dtype))
+            yield label, g.graph(y, *g.quantize(y, g.weight("norm", (192,)))), feeds
+
+
 @of("matmul_q8")
 def matmuls_q8(dtype: str):
     for label, shape, out, layout, eps, after in (("norm", (16, 64), 24, "q4_0", 1e-5, ""), ("residual", (37, 96), 50, "q8_0", 0.0, "residual"),

@@ -106,19 +106,15 @@ def test_prefill_then_decode_gives_the_logits_of_one_shot(name, gpu):
 
 
 def test_half_precision(gpu):
-    """f16 storage, judged where its expert choices are those of f32: another expert is another function."""
+    """f16 storage, at all positions: stricter than leaving out those where a rounding chose another expert."""
     if "shader-f16" not in gpu.features:
         pytest.skip(f"{gpu.info.name} has no shader-f16")
     path, truth = TALES["tales-llama4"][0], np.load(TALES["tales-llama4"][1])
     model = tilewright.load(path, dtype="f16")
     got, want = model.logits(truth["token_ids"])[truth["positions"]], truth["logits"]
-    error = ((got - want) ** 2).sum(-1) / (want**2).sum(-1)
-    same = error <= 1e-4        # a different expert moves a row's logits by far more than rounding does
-    print(f"{(~same).mean():.1%} of the positions chose another expert")
-    assert (~same).mean() < 0.05
-    assert ((got - want)[same] ** 2).sum() / (want[same] ** 2).sum() <= 1e-5
+    assert ((got - want) ** 2).sum() / (want**2).sum() <= 1e-5
     best = np.sort(want, -1)
-    clear = same & (best[:, -1] - best[:, -2] > 0.05)
+    clear = best[:, -1] - best[:, -2] > 0.05
     np.testing.assert_array_equal(got.argmax(-1)[clear], want.argmax(-1)[clear])
     model.close()
 
