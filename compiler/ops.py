@@ -226,14 +226,14 @@ def _cache_write_reference(cache, x, position, slot, *, rounding="row"):
 
 
 def _attention(q: Value, k: Value, v: Value, position: Value, slot: Value, sinks: Value | None = None, *, scale: float,
-               mask: str = "full", window: int = 0, cap: float = 0.0, sequence: bool = False, splits: int = 0) -> Value:
+               mask: str = "full", window: int = 0, cap: float = 0.0, sequence: bool = False, splits: int = 0, least: int = 1) -> Value:
     need(k.shape == v.shape, f"keys {k} and values {v} differ")
     need(len(q.shape) == 3 and q.shape[2] == k.shape[3], f"queries {q} do not fit keys {k}")
     need(q.shape[1] % k.shape[1] == 0, f"{q.shape[1]} query heads do not divide over {k.shape[1]} key heads")
     need(mask in ("full", "chunked", "sliding"), f"unknown mask {mask}; known: full, chunked, sliding")
     need(mask == "full" or window > 0, f"a {mask} mask needs its window")
     if splits:
-        return Value((q.shape[0], q.shape[1], splits, q.shape[2] + 2), "f32")
+        return Value((q.shape[0], q.shape[1], splits, q.shape[2] + 4), "f32")
     return Value((q.shape[0], q.shape[1] * q.shape[2]), q.dtype)
 
 
@@ -264,35 +264,36 @@ def _attention_reference(q, k, v, position, slot, sinks=None, *, scale, mask="fu
     return out
 
 
-def _attention_split_reference(q, k, v, position, slot, *, scale, splits, mask="full", window=0, cap=0.0):
-    """Per split of the keys: sum of exp(score - top) * value [head_dim], then top, then sum of exp(score - top)."""
-    out = np.zeros((q.shape[0], q.shape[1], splits, q.shape[2] + 2), np.float32)
-    out[..., -2] = -1e30
+def _attention_split_reference(q, k, v, position, slot, *, scale, splits, least=1, mask="full", window=0, cap=0.0):
+    """Per split of the keys, at least `least` of them: sum of exp(score - top) * value [head_dim], top, sum of exp(score - top), 0, 0."""
+    dim = q.shape[2]
+    out = np.zeros((q.shape[0], q.shape[1], splits, dim + 4), np.float32)
+    out[..., dim] = -1e30
     for t in np.flatnonzero(position >= 0):
         scores, values = _scores(q, k, v, position, slot, t, scale, mask, window, cap)
-        per_split = -(-scores.shape[1] // splits)
+        per_split = max(least, -(-scores.shape[1] // splits))
         for s in range(-(-scores.shape[1] // per_split)):
             part = slice(s * per_split, (s + 1) * per_split)
             top = scores[:, part].max(-1)
             weights = np.exp(scores[:, part] - top[:, None])
-            out[t, :, s, :-2] = np.einsum("hj,hjd->hd", weights, values[:, part])
-            out[t, :, s, -2], out[t, :, s, -1] = top, weights.sum(-1)
+            out[t, :, s, :dim] = np.einsum("hj,hjd->hd", weights, values[:, part])
+            out[t, :, s, dim], out[t, :, s, dim + 1] = top, weights.sum(-1)
     return out
 
 
 def _attention_merge(parts: Value, sinks: Value | None = None, *, dtype: str = "f32") -> Value:
-    need(len(parts.shape) == 4, f"parts must be [rows, heads, splits, head_dim + 2], not {parts}")
-    return Value((parts.shape[0], parts.shape[1] * (parts.shape[3] - 2)), dtype)
+    need(len(parts.shape) == 4, f"parts must be [rows, heads, splits, head_dim + 4], not {parts}")
+    return Value((parts.shape[0], parts.shape[1] * (parts.shape[3] - 4)), dtype)
 
 
 def _attention_merge_reference(parts, sinks=None, *, dtype="f32"):
-    tops, sums = parts[..., -2], parts[..., -1]
+    tops, sums = parts[..., -4], parts[..., -3]
     top = tops.max(-1, keepdims=True)
     if sinks is not None:
         top = np.maximum(top, sinks[:, None])
     factor = np.exp(tops - top)
     total = (sums * factor).sum(-1) + (np.exp(sinks[:, None] - top)[..., 0] if sinks is not None else 0)
-    merged = (parts[..., :-2] * factor[..., None]).sum(-2) / np.maximum(total, 1e-30)[..., None]
+    merged = (parts[..., :-4] * factor[..., None]).sum(-2) / np.maximum(total, 1e-30)[..., None]
     return merged.reshape(parts.shape[0], -1)
 
 

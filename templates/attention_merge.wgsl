@@ -1,20 +1,37 @@
-$# Merge the parts of a row's attention: a part weighs exp(its top - the largest top).
+$# Merge the parts of a row's attention: a part weighs exp(its top - the largest top). `teams` invocations share a unit of the result;
+$# each asks for its parts of it before anything else is known, so that memory is waited for once.
 {$ from "reduction.wgsl" import scratch, reduce with context $}
 {$ from "rounding.wgsl" import rounding_memory, round_quad with context $}
-$$ set S, D = parts.shape[2], parts.shape[3] - 2
-$$ set ahead = 8 if S % 8 == 0 else 4 if S % 4 == 0 else 2 if S % 2 == 0 else 1
+$$ set S, D = parts.shape[2], parts.shape[3] - 4
+$$ set U = parts.unit
+$$ set units, P = D // U, parts.shape[3] // U
+$$ set teams = lanes // units
+$$ set held = (S + teams - 1) // teams
+$$ set V, zero = ("vec4<f32>", "vec4<f32>()") if U == 4 else ("f32", "0.0")
+$$ macro header(s, which)
+{{ parts.load4("start + %s * %du + %du" % (s, P, units)) + "." + "xy"[which] if U == 4 else parts.load("start + %s * %du + %du" % (s, P, D + which)) }}
+$$- endmacro
 {{ scratch(1, lanes, lanes, subgroup) }}
 var<workgroup> weights: array<f32, {{ S }}>;
+var<workgroup> merged: array<{{ V }}, {{ teams * units }}>;
 $$ if rounding
-var<workgroup> kept: array<f32, {{ D }}>;
 {{ rounding_memory(lanes, subgroup >= 8) }}
 $$ endif
 @compute @workgroup_size({{ lanes }})
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) index: u32) {
     let head = group.y * {{ parts.shape[1] }}u + group.x;
-    let start = head * {{ S * (D + 2) }}u;
+    let start = head * {{ S * P }}u;
+    let team = min(index / {{ units }}u, {{ teams - 1 }}u);
+    let unit = index % {{ units }}u;
+$$ for i in range(held)
+    let part{{ i }} = {{ parts.load_unit("start + %s * %du + unit" % ("(team + %du)" % (i * teams) if (i + 1) * teams <= S
+                                         else "min(team + %du, %du)" % (i * teams, S - 1), P)) }};
+$$ endfor
+$$ if rounding and rounding.weight
+    let weighing = {{ rounding.weight.load4("group.x * %du + unit" % units) }};
+$$ endif
     var top = -1e30;
-    for (var s = index; s < {{ S }}u; s += {{ lanes }}u) { top = max(top, {{ parts.load("start + s * %du + %du" % (D + 2, D)) }}); }
+    for (var s = index; s < {{ S }}u; s += {{ lanes }}u) { top = max(top, {{ header("s", 0) }}); }
 {{ reduce("max", ["top"], lanes, lanes, subgroup) }}
 $$ if sinks is defined
     let sink = {{ sinks.load("group.x") }};
@@ -22,41 +39,36 @@ $$ if sinks is defined
 $$ endif
     var total = 0.0;
     for (var s = index; s < {{ S }}u; s += {{ lanes }}u) {
-        let weight = exp({{ parts.load("start + s * %du + %du" % (D + 2, D)) }} - top);
+        let weight = exp({{ header("s", 0) }} - top);
         weights[s] = weight;
-        total += weight * {{ parts.load("start + s * %du + %du" % (D + 2, D + 1)) }};
+        total += weight * {{ header("s", 1) }};
     }
 {{ reduce("sum", ["total"], lanes, lanes, subgroup) }}
 $$ if sinks is defined
     total += exp(sink - top);
 $$ endif
     workgroupBarrier();
-    for (var i = index; i < {{ D }}u; i += {{ lanes }}u) {
-        var value = 0.0;
-        for (var s = 0u; s < {{ S }}u; s += {{ ahead }}u) {
-$$ for k in range(ahead)
-            let part{{ k }} = {{ parts.load("start + (s + %du) * %du + i" % (k, D + 2)) }};
+    var value = {{ zero }};
+$$ for i in range(held)
+    {{ "" if (i + 1) * teams <= S else "if (team + %du < %du) " % (i * teams, S) }}{ value += weights[{{ "team + %du" % (i * teams) if (i + 1) * teams <= S else
+                                    "min(team + %du, %du)" % (i * teams, S - 1) }}] * part{{ i }}; }
 $$ endfor
-$$ for k in range(ahead)
-            value += weights[s + {{ k }}u] * part{{ k }};
-$$ endfor
-        }
-        let merged = value / max(total, 1e-30);
-$$ if rounding
-        kept[i] = merged;
-$$ endif
-$$ if not rounding or outs | length > 2
-        {{ out.store("head * %du + i" % D, "merged") }};
-$$ endif
-    }
-$$ if rounding
+$$ if teams > 1
+    if (index < {{ teams * units }}u) { merged[index] = value; }
     workgroupBarrier();
-    let quad = min(index, {{ D // 4 - 1 }}u);
-    let plain = vec4<f32>(kept[4u * quad], kept[4u * quad + 1u], kept[4u * quad + 2u], kept[4u * quad + 3u]);
-$$ if rounding.weight
-    let weighing = {{ rounding.weight.load4("group.x * %du + quad" % (D // 4)) }};
+$$ for t in range(1, teams)
+    value {{ "= merged[unit]" if t == 1 else "+= merged[unit + %du]" % ((t - 1) * units) }};
+$$ endfor
+    value += merged[unit + {{ (teams - 1) * units }}u];
 $$ endif
-{{ round_quad(rounding.integers, rounding.scales, "plain", "weighing" if rounding.weight else "", "head * %du + quad" % (D // 4),
-              "index < %du" % (D // 4), subgroup >= 8) }}
+    let plain = value / max(total, 1e-30);
+$$ if not rounding or outs | length > 2
+    if (index < {{ units }}u) {
+        {{ (out.store4 if U == 4 else out.store)("head * %du + unit" % units, "plain") }};
+    }
+$$ endif
+$$ if rounding
+{{ round_quad(rounding.integers, rounding.scales, "plain", "weighing" if rounding.weight else "", "head * %du + unit" % units,
+              "index < %du" % units, subgroup >= 8) }}
 $$ endif
 }

@@ -50,14 +50,22 @@ class AttentionSplit(Kernel):
         return self._splits(site), site.shape("q")[1] // s["heads"], site.shape("q")[0]
 
     def workgroup_bytes(self, site: Site, s: Schedule) -> int:
-        teams = s["lanes"] // s["cols"]
-        shared = 4 * s["heads"] * s["batch"] * s["lanes"] if s["cols"] > 1 and not s["subgroup"] else 0
-        return 16 * divide(4 * teams * site.shape("q")[2], 16) + 48 * divide(teams * s["heads"], 4) + 16 * divide(s["heads"], 4) + shared
+        teams, heads = s["lanes"] // s["cols"], s["heads"]
+        shared = 4 * heads * s["batch"] * s["lanes"] if s["cols"] > 1 and not s["subgroup"] else 0
+        merged = 16 * divide(4 * teams * site.shape("q")[2], 16) * self._together(site, s)
+        return merged + 48 * divide(teams * heads, 4) + 16 * divide(heads, 4) + shared
+
+    def _together(self, site: Site, s: Schedule) -> int:
+        """Heads whose teams are merged between two barriers: as many as a third of the workgroup memory holds."""
+        each = 4 * s["lanes"] // s["cols"] * site.shape("q")[2]
+        least = site.device.limit("max_compute_workgroup_storage_size") // 3 // each
+        return max(h for h in range(1, s["heads"] + 1) if s["heads"] % h == 0 and h <= max(1, least))
 
     def context(self, site: Site, s: Schedule) -> dict[str, object]:
         attrs: dict[str, Any] = {"mask": "full", "window": 0, "cap": 0.0, **dict(site.op.attrs)}
         return {"mask": attrs["mask"], "window": attrs["window"], "scale": literal(float(attrs["scale"])),
-                "cap": literal(float(attrs["cap"])) if attrs["cap"] else "", "splits": self._splits(site), "divided": self.kind == "attention"}
+                "cap": literal(float(attrs["cap"])) if attrs["cap"] else "", "splits": self._splits(site), "divided": self.kind == "attention",
+                "least": int(attrs.get("least", 1)), "together": self._together(site, s) if "cols" in s else 0}
 
     def _splits(self, site: Site) -> int:
         return int(site.op.attr("splits", 1))

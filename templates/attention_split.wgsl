@@ -1,4 +1,4 @@
-$# For a row and a part of the keys that it sees: the sum of exp(score - top) * value, then top, then the sum of exp(score - top).
+$# For a row and a part of the keys that it sees: the sum of exp(score - top) * value, then top, the sum of exp(score - top), 0, 0.
 $# A workgroup takes `heads` query heads that share their keys. `cols` invocations share a key, so `teams` keys are at work at a time,
 $# `batch` times. Every team keeps a softmax of its own, without barriers; the teams are merged at the end.
 $# With `divided` there is one part, and the result is the attention itself.
@@ -15,7 +15,25 @@ $$ for b in range(batch)
 $$ do scores.append("s%d_%d" % (h, b))
 $$ endfor
 $$ endfor
-var<workgroup> merged: array<{{ V }}, {{ teams * units }}>;
+$$ set P = units if divided else (D + 4) // U
+
+$# Where head h (a number or an expression) of the workgroup keeps its result.
+$$ macro place(h)
+((row * {{ q.shape[1] }}u + head + {{ "%du" % h if h is number else h }}){{ "" if divided else " * %du + group.x" % splits }}) * {{ P }}u
+$$- endmacro
+$$ macro store_result(h, i, value)
+{{ (out.store4 if U == 4 else out.store)(place(h) + " + " + i, value) }};
+$$- endmacro
+$$ macro store_header(h, top, total)
+$$ if U == 4
+{{ out.store4(place(h) + " + %du" % units, "vec4<f32>(%s, %s, 0.0, 0.0)" % (top, total)) }};
+$$- else
+$$ for value in (top, total, "0.0", "0.0")
+{{ out.store(place(h) + " + %du" % (D + loop.index0), value) }};
+$$ endfor
+$$- endif
+$$ endmacro
+var<workgroup> merged: array<{{ V }}, {{ together * teams * units }}>;
 var<workgroup> tops: array<f32, {{ teams * heads }}>;
 var<workgroup> sums: array<f32, {{ teams * heads }}>;
 var<workgroup> weights: array<f32, {{ teams * heads }}>;
@@ -30,9 +48,18 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let team = index / {{ cols }}u;
     let p = {{ position.load("row") }};
     let first = first_key(p);
-    let each = (max(p + 1 - first, 0) + {{ splits - 1 }}) / {{ splits }};
+    let each = max({{ least }}, (max(p + 1 - first, 0) + {{ splits - 1 }}) / {{ splits }});
     let begin = first + i32(group.x) * each;
     let end = min(begin + each, p + 1);
+    if (begin >= end) {
+$$ for h in range(heads)
+        for (var i = index; i < {{ units }}u; i += {{ lanes }}u) { {{ store_result(h, "i", zero) }} }
+$$ if not divided
+        if (index == 0u) { {{ store_header(h, "-1e30", "0.0") }} }
+$$ endif
+$$ endfor
+        return;
+    }
     let cache = (u32({{ slot.load("row") }}) * {{ KV }}u + head / {{ G }}u) * {{ R * units }}u + col;
 $$ for h in range(heads)
 $$ for u in range(per)
@@ -101,34 +128,29 @@ $$ endfor
         weights[i] = exp(tops[i] - top);
         if (i % {{ teams }}u == 0u) { best[h] = top; }
     }
-$$ for h in range(heads)
-$$ set out_row = "(row * %du + head + %du)" % (q.shape[1], h)
-$$ set part = "(%s * %du + group.x) * %du" % (out_row, splits, D + 2)
-    {
+$$ for start in range(0, heads, together)
+$$ for h in range(start, start + together)
 $$ for u in range(per)
-        merged[team * {{ units }}u + col + {{ u * cols }}u] = acc{{ h }}_{{ u }};
+    merged[team * {{ units }}u + col + {{ (h - start) * teams * units + u * cols }}u] = acc{{ h }}_{{ u }};
 $$ endfor
-        workgroupBarrier();
-        for (var i = index; i < {{ units }}u; i += {{ lanes }}u) {
-            var value = {{ zero }};
-            var total = {{ "exp(%s - best[%d])" % (sinks.load("head + %du" % h), h) if sinks is defined else "0.0" }};
-            for (var t = 0u; t < {{ teams }}u; t++) {
-                value += weights[{{ h * teams }}u + t] * merged[t * {{ units }}u + i];
-                total += weights[{{ h * teams }}u + t] * sums[{{ h * teams }}u + t];
-            }
-$$ if divided
-            {{ (out.store4 if U == 4 else out.store)("%s * %du + i" % (out_row, units), "value / max(total, 1e-30)") }};
-$$ else
-$$ for e in range(U)
-            {{ out.store("%s + i * %du + %du" % (part, U, e), "value[%d]" % e if U == 4 else "value") }};
 $$ endfor
-            if (i == 0u) {
-                {{ out.store("%s + %du" % (part, D), "best[%d]" % h) }};
-                {{ out.store("%s + %du" % (part, D + 1), "total") }};
-            }
-$$ endif
+    workgroupBarrier();
+    for (var j = index; j < {{ together * units }}u; j += {{ lanes }}u) {
+        let h = j / {{ units }}u{{ " + %du" % start if start }};
+        let i = j % {{ units }}u;
+        var value = {{ zero }};
+        var total = {{ "exp(%s - best[h])" % sinks.load("head + h") if sinks is defined else "0.0" }};
+        for (var t = 0u; t < {{ teams }}u; t++) {
+            value += weights[h * {{ teams }}u + t] * merged[(j / {{ units }}u * {{ teams }}u + t) * {{ units }}u + i];
+            total += weights[h * {{ teams }}u + t] * sums[h * {{ teams }}u + t];
         }
-        workgroupBarrier();
+        {{ store_result("h", "i", "value / max(total, 1e-30)" if divided else "value") }}
+$$ if not divided
+        if (i == 0u) { {{ store_header("h", "best[h]", "total") }} }
+$$ endif
     }
+$$ if start + together < heads
+    workgroupBarrier();
+$$ endif
 $$ endfor
 }

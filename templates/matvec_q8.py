@@ -22,7 +22,7 @@ class MatVecQ8(MatVec):
     def schedules(self, site: Site) -> Iterator[Schedule]:
         size, least = site.device.subgroup_size, 2 if site.pairs else 1
         tokens, blocks = self._tokens(site), site.shape("w")[-1] // 32
-        for lanes, groups in ((32, 4), (32, 2), (32, 8), (32, 16), (8, 4), (8, 8), (8, 16), (16, 8), (16, 16), (64, 2), (64, 4)):
+        for lanes, groups in ((32, 4), (32, 2), (32, 8), (32, 16), (32, 32), (8, 4), (8, 8), (8, 16), (16, 8), (16, 16), (64, 2), (64, 4)):
             for rows in (1, 2, 4, 8):
                 for unroll in (1, 2, 4):
                     fitting = unroll == 1 or blocks >= lanes * unroll

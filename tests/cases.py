@@ -308,12 +308,12 @@ def attention_splits(dtype: str):
 
 @of("attention_merge")
 def attention_merges(dtype: str):
-    for label, shape, sinks in (("plain", (2, 3, 1, 12), False), ("sinks", (3, 2, 5, 70), True), ("many", (1, 4, 40, 130), False)):
+    for label, shape, sinks in (("plain", (2, 3, 1, 12), False), ("sinks", (3, 2, 5, 70), True), ("many", (1, 4, 40, 132), False)):
         g = Builder()
         more = [g.weight("sinks", shape[1:2])] if sinks else []
         rng = np.random.default_rng(1)
         parts = rng.standard_normal(shape).astype(np.float32)
-        parts[..., -1] = rng.uniform(0.5, 3, shape[:-1])            # sums of weights
+        parts[..., -3] = rng.uniform(0.5, 3, shape[:-1])            # sums of weights
         yield label, g.graph(g.attention_merge(g.state("parts", shape), *more, dtype=dtype)), {"parts": parts}
 
 

@@ -68,11 +68,11 @@ def heads(position: list[int], slot: list[int], dim: int = 16, q_heads: int = 4,
 def merge(dim: int = 16, splits: int = 5, sinks: bool = False, dtype: str = "f32") -> Case:
     """Parts of three rows: some of them empty, and one row that is padding."""
     b = Builder()
-    parts = b.state("parts", (3, 4, splits, dim + 2))
+    parts = b.state("parts", (3, 4, splits, dim + 4))
     graph = b.graph(b.attention_merge(parts, *([b.weight("sinks", (4,))] if sinks else []), dtype=dtype))
     feeds = testing.random_feeds(graph)
-    feeds["parts"][..., -1] = np.abs(feeds["parts"][..., -1]) + 0.1
-    feeds["parts"][0, :, splits // 2 + 1:] = feeds["parts"][2] = [*[0.0] * dim, -1e30, 0.0]
+    feeds["parts"][..., -3] = np.abs(feeds["parts"][..., -3]) + 0.1
+    feeds["parts"][0, :, splits // 2 + 1:] = feeds["parts"][2] = [*[0.0] * dim, -1e30, 0.0, 0.0, 0.0]
     return graph, feeds
 
 
@@ -159,7 +159,7 @@ def attention_cases(draw, op: str, dims=DIMS, caches=DTYPES, **attrs) -> Case:
     if op == "attention":
         attrs["sinks"] = draw(st.booleans())
     else:
-        attrs["splits"] = draw(st.integers(1, 6))
+        attrs |= {"splits": draw(st.integers(1, 6)), "least": draw(st.sampled_from([1, 8, 32]))}
     return attention(op, position, slot, group * draw(st.sampled_from([1, 2])), group, draw(dims), rows, cache=draw(caches), **mask, **attrs)
 
 
