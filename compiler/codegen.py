@@ -230,14 +230,32 @@ class Finish:
     """Called by a template with a result: the statements that run the epilogue on it and store it."""
 
     def __init__(self, site: Site, operands: dict[str, Operand]):
-        self.site, self.operands = site, operands
+        self.site, self.operands, self.held = site, operands, dict[str, str]()
+
+    def ahead(self, row: str, col: str) -> str:
+        """Statements that ask for what the epilogue reads at (row, col), for a call with the same place to come, so that memory answers
+        while the anchor's result is still being made. row and col must be in range."""
+        made, lines = {*self._starts(), *(n for p in self.site.epilogue for n in p.outputs)}, list[str]()
+        for op in (p for p in self.site.epilogue if p.kind != "unzip"):
+            for i, name in enumerate(op.inputs):
+                if name not in made and name not in self.held and f"{{{i}}}" in (OPS[op.kind].wgsl or ""):
+                    self.held[name] = f"held{len(lines)}"
+                    lines.append(f"let held{len(lines)} = {self._load(op, name, row, self._column(col))};")
+        return " ".join(lines)
 
     def __call__(self, acc: str | list[str], row: str, col: str, keep: str = "") -> str:
         """acc: the anchor's result at (row, col), or with `pairs` those at columns 2 col and 2 col + 1. Rows count over all
         leading dimensions of the result, columns over its last. keep: where to leave what is rounded afterwards."""
-        at = int(self.site.anchor.attr("at", 0)) // (2 if self.site.pairs else 1)       # this op makes a part of the columns
         start = dict(zip(self._starts(), [acc] if isinstance(acc, str) else acc, strict=True))
-        return self._run(start, self.site.epilogue, row, f"({col} + {at}u)" if at else col, keep)
+        return self._run(start, self.site.epilogue, row, self._column(col), keep)
+
+    def _column(self, col: str) -> str:
+        """The column of the whole result, where this op makes a part of the columns."""
+        at = int(self.site.anchor.attr("at", 0)) // (2 if self.site.pairs else 1)
+        return f"({col} + {at}u)" if at else col
+
+    def _load(self, op: Op, name: str, row: str, col: str) -> str:
+        return self.operands[name].load(broadcast_index(self.site.values[op.outputs[0]].shape, self.site.values[name].shape, row, col))
 
     def whole(self, row: str, col: str) -> str:
         """The statements of an op that is element-wise throughout."""
@@ -247,8 +265,7 @@ class Finish:
         lines: list[str] = []
         for op in ops:
             if op.kind != "unzip":
-                args = [text[n] if n in text else self.operands[n].load(broadcast_index(self.site.values[op.outputs[0]].shape,
-                        self.site.values[n].shape, row, col)) for n in op.inputs]
+                args = [text[n] if n in text else self.held.get(n) or self._load(op, n, row, col) for n in op.inputs]
                 text[op.outputs[0]] = f"e{len(lines)}"
                 lines.append(f"let e{len(lines)} = {element(op, args)};")
         rounding = self.site.rounding

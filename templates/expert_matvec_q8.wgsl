@@ -1,11 +1,12 @@
 $# As expert_matvec, with x in 8-bit integers, by rows_q8.wgsl.
-{$ from "rows.wgsl" import memory, place, results, results_memory, threads, K, N with context $}
+{$ from "rows.wgsl" import memory, place, ahead, results, results_memory, threads, K, N with context $}
 {$ from "rows_q8.wgsl" import products with context $}
 {{ memory() }}
 {{ results_memory() }}
 @compute @workgroup_size({{ threads }})
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) index: u32) {
 {{ place() }}
+{{ ahead("group.z", total) }}
 $$ if summed
     for (var choice = 0u; choice < {{ choices }}u; choice++) {
     let slot = group.z * {{ choices }}u + choice;

@@ -68,7 +68,27 @@ var<workgroup> kept: array<f32, {{ tokens * rows // (2 if pairs else 1) * groups
 $$ endif
 $$ endmacro
 
-$# Finish the sums as the rows of the result from `token` on.
+$$ set each = 2 if pairs else 1
+$$ set items = rows // each
+$$ set width = items * groups
+$$ set quads_kept = tokens * width // 4
+$# Where the invocation's result goes, one of the rows of the result from `token` on, and what its epilogue reads there.
+$$ macro ahead(token, total)
+    // invocation `lane` stores result `lane`
+    let mine = lane % {{ items }}u;
+    let at = {{ token }}{{ " + lane / %du" % items if tokens > 1 }};
+    let col = first / {{ each }}u + mine;
+    {{ finish.ahead("min(at, %du)" % (total - 1), "col" if N % (rows * groups) == 0 else "min(col, %du)" % (N // each - 1)) }}
+$$ if rounding
+    let quad = min(index, {{ quads_kept - 1 }}u);
+    let place = (group.x + group.y * {{ across }}u) * {{ width // 4 }}u + quad % {{ width // 4 }}u;
+$$ if rounding.weight
+    let weighing = {{ rounding.weight.load4("min(place, %du)" % (N // each // 4 - 1)) }};
+$$ endif
+$$ endif
+$$ endmacro
+
+$# Finish the sums, and put the results where `ahead` says.
 $$ macro results(token, total)
 {{ reduce("sum", sums, lanes, threads, subgroup) }}
 $$ if norm
@@ -79,11 +99,6 @@ $$ for r in range(rows)
 $$ endfor
 $$ endfor
 $$ endif
-$$ set each = 2 if pairs else 1
-$$ set items = rows // each
-    // invocation `lane` stores result `lane`
-    let mine = lane % {{ items }}u;
-    let at = {{ token }} + lane / {{ items }}u;
 $$ for part in range(each)
     var result{{ part }} = sum{{ part }}_0;
 $$ for t in range(tokens)
@@ -94,22 +109,14 @@ $$ endif
 $$ endfor
 $$ endfor
 $$ endfor
-    let col = first / {{ each }}u + mine;
-$$ set width = items * groups
     if (lane < {{ items * tokens }}u && col < {{ N // each }}u && at < {{ total }}u)
         {{ finish(["result0", "result1"] if pairs else "result0", "at", "col",
                   "kept[lane / %du * %du + index / %du * %du + mine]" % (items, width, lanes, items)) }}
 $$ if rounding
     workgroupBarrier();
-$$ set count = tokens * width // 4
-    let quad = min(index, {{ count - 1 }}u);
     let plain = vec4<f32>(kept[4u * quad], kept[4u * quad + 1u], kept[4u * quad + 2u], kept[4u * quad + 3u]);
-    let place = (group.x + group.y * {{ across }}u) * {{ width // 4 }}u + quad % {{ width // 4 }}u;
     let line = {{ token }} + quad / {{ width // 4 }}u;
-    let live = index < {{ count }}u && place < {{ N // each // 4 }}u && line < {{ total }}u;
-$$ if rounding.weight
-    let weighing = {{ rounding.weight.load4("min(place, %du)" % (N // each // 4 - 1)) }};
-$$ endif
+    let live = index < {{ quads_kept }}u && place < {{ N // each // 4 }}u && line < {{ total }}u;
 {{ round_quad(rounding.integers, rounding.scales, "plain", "weighing" if rounding.weight else "", "line * %du + place" % (N // each // 4),
               "live", subgroup >= 8) }}
 $$ endif
