@@ -22,13 +22,13 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let head = group.y * {{ parts.shape[1] }}u + group.x;
     let start = head * {{ S * P }}u;
     let team = min(index / {{ units }}u, {{ teams - 1 }}u);
-    let unit = index % {{ units }}u;
+    let column = index % {{ units }}u;
 $$ for i in range(held)
-    let part{{ i }} = {{ parts.load_unit("start + %s * %du + unit" % ("(team + %du)" % (i * teams) if (i + 1) * teams <= S
+    let part{{ i }} = {{ parts.load_unit("start + %s * %du + column" % ("(team + %du)" % (i * teams) if (i + 1) * teams <= S
                                          else "min(team + %du, %du)" % (i * teams, S - 1), P)) }};
 $$ endfor
 $$ if rounding and rounding.weight
-    let weighing = {{ rounding.weight.load4("group.x * %du + unit" % units) }};
+    let weighing = {{ rounding.weight.load4("group.x * %du + column" % units) }};
 $$ endif
     var top = -1e30;
     for (var s = index; s < {{ S }}u; s += {{ lanes }}u) { top = max(top, {{ header("s", 0) }}); }
@@ -57,18 +57,18 @@ $$ if teams > 1
     if (index < {{ teams * units }}u) { merged[index] = value; }
     workgroupBarrier();
 $$ for t in range(1, teams)
-    value {{ "= merged[unit]" if t == 1 else "+= merged[unit + %du]" % ((t - 1) * units) }};
+    value {{ "= merged[column]" if t == 1 else "+= merged[column + %du]" % ((t - 1) * units) }};
 $$ endfor
-    value += merged[unit + {{ (teams - 1) * units }}u];
+    value += merged[column + {{ (teams - 1) * units }}u];
 $$ endif
     let plain = value / max(total, 1e-30);
 $$ if not rounding or outs | length > 2
     if (index < {{ units }}u) {
-        {{ (out.store4 if U == 4 else out.store)("head * %du + unit" % units, "plain") }};
+        {{ (out.store4 if U == 4 else out.store)("head * %du + column" % units, "plain") }};
     }
 $$ endif
 $$ if rounding
-{{ round_quad(rounding.integers, rounding.scales, "plain", "weighing" if rounding.weight else "", "head * %du + unit" % units,
+{{ round_quad(rounding.integers, rounding.scales, "plain", "weighing" if rounding.weight else "", "head * %du + column" % units,
               "index < %du" % units, subgroup >= 8) }}
 $$ endif
 }
