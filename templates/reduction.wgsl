@@ -54,3 +54,23 @@ $$ endfor
     workgroupBarrier();
 $$ endif
 $$ endmacro
+
+$# The sums of several names over a subgroup, one an invocation: as many shuffles as names, where `reduce` takes the logarithm of the
+$# subgroup for each. names: as many as a power of two, at most `subgroup`. Sum number v ends in the first name of the subgroup's
+$# invocation v * subgroup / (number of names), and of those after it.
+$$ macro spread(names, subgroup)
+$$ set count = names | length
+$$ for k in range(10) if 2 ** (k + 1) <= subgroup
+$$ set half, far = count // 2 ** (k + 1), subgroup // 2 ** (k + 1)
+$$ if half
+    {
+        let upper = (index & {{ far }}u) != 0u;
+$$ for i in range(half)
+        {{ names[i] }} = select({{ names[i] }}, {{ names[i + half] }}, upper) + subgroupShuffleXor(select({{ names[i + half] }}, {{ names[i] }}, upper), {{ far }}u);
+$$ endfor
+    }
+$$ else
+    {{ names[0] }} += subgroupShuffleXor({{ names[0] }}, {{ far }}u);
+$$ endif
+$$ endfor
+$$ endmacro

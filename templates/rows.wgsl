@@ -1,6 +1,6 @@
 $# Rows of W times a few tokens: `lanes` invocations share the sums of `rows` rows for `tokens` tokens, holding x in registers across
 $# the rows. With `norm`, x is normalised on the way: the sum of squares is gathered beside the products and divided out at the end.
-{$ from "reduction.wgsl" import scratch, reduce with context $}
+{$ from "reduction.wgsl" import scratch, reduce, spread with context $}
 {$ from "rounding.wgsl" import rounding_memory, round_quad with context $}
 $$ set U, K, N = x.unit, w.shape[-1], w.shape[-2]
 $$ set blocks, quads, units = K // w.block, w.block // U, K // U
@@ -88,8 +88,8 @@ $$ endif
 $$ endif
 $$ endmacro
 
-$# Finish the sums, and put the results where `ahead` says.
-$$ macro results(token, total)
+$# Invocation `lane` gets the sums of its result, every one having got all of them.
+$$ macro own_sums()
 {{ reduce("sum", sums, lanes, threads, subgroup) }}
 $$ if norm
 $$ for t in range(tokens)
@@ -109,6 +109,76 @@ $$ endif
 $$ endfor
 $$ endfor
 $$ endfor
+$$ endmacro
+
+$# The same from sums that are spread over subgroups.
+$$ macro spread_sums()
+$$ set products = []
+$$ for t in range(tokens)
+$$ for r in range(rows)
+$$ do products.append("sum%d_%d" % (r, t))
+$$ endfor
+$$ endfor
+$$ set count, apart = products | length, subgroup // (products | length)
+$$ set parts, pitch = lanes // subgroup, (products | length) + (tokens if norm else 0)
+{{ spread(products, subgroup) }}
+$$ if norm
+$$ for t in range(tokens)
+    square{{ t }} = subgroupAdd(square{{ t }});
+$$ endfor
+$$ endif
+$$ if parts == 1
+$$ for part in range(each)
+    var result{{ part }} = {{ products[0] if apart == each == 1 else "subgroupShuffle(%s, min(lane * %du + %du, %du) * %du)" % (products[0], each, part, count - 1, apart) }};
+$$ endfor
+$$ if norm
+    var square = square0;
+$$ for t in range(1, tokens)
+    if (lane / {{ items }}u == {{ t }}u) { square = square{{ t }}; }
+$$ endfor
+$$ endif
+$$ else
+    let shelf = index / {{ subgroup }}u * {{ pitch }}u;
+    if (index % {{ apart }}u == 0u) { scratch[shelf + index % {{ subgroup }}u / {{ apart }}u] = {{ products[0] }}; }
+$$ if norm
+    if (index % {{ subgroup }}u == 0u) {
+$$ for t in range(tokens)
+        scratch[shelf + {{ count + t }}u] = square{{ t }};
+$$ endfor
+    }
+    var square = 0.0;
+$$ endif
+    workgroupBarrier();
+$$ for part in range(each)
+    var result{{ part }} = 0.0;
+$$ endfor
+    if (lane < {{ items * tokens }}u) {
+        let first_shelf = index / {{ lanes }}u * {{ parts * pitch }}u;
+$$ for p in range(parts)
+$$ for part in range(each)
+        result{{ part }} += scratch[first_shelf + {{ p * pitch + part }}u + lane * {{ each }}u];
+$$ endfor
+$$ if norm
+        square += scratch[first_shelf + {{ p * pitch + count }}u{{ " + lane / %du" % items if tokens > 1 }}];
+$$ endif
+$$ endfor
+    }
+$$ endif
+$$ if norm
+    square = inverseSqrt(square / {{ K }}.0 + {{ norm.eps }});
+$$ for part in range(each)
+    result{{ part }} *= square;
+$$ endfor
+$$ endif
+$$ endmacro
+
+$# Finish the sums, and put the results where `ahead` says.
+$$ macro results(token, total)
+$$ if subgroup and rows * tokens <= subgroup
+{{ spread_sums() }}
+$$ else
+{{ own_sums() }}
+$$ endif
     if (lane < {{ items * tokens }}u && col < {{ N // each }}u && at < {{ total }}u)
         {{ finish(["result0", "result1"] if pairs else "result0", "at", "col",
                   "kept[lane / %du * %du + index / %du * %du + mine]" % (items, width, lanes, items)) }}

@@ -34,7 +34,12 @@ $$ for r in range(rows)
 $$ set row = "first + %du" % r
     let row{{ r }} = ({{ base + " + " if base }}{{ row if N % (rows * groups) == 0 else "min(%s, %du)" % (row, N - 1) }}) * {{ blocks }}u;
 $$ endfor
-$$ if full
+$$ if full == step
+    {
+        let block = lane;
+{{ add_blocks("block", false) }}
+    }
+$$ elif full
     for (var block = lane; block < {{ full }}u; block += {{ step }}u) {
 {{ add_blocks("block", false) }}
     }
