@@ -170,7 +170,7 @@ def test_llama4_metadata_without_our_keys_has_the_constants_of_llama_cpp():
     ("llama", {"feed_forward_length": "wide"}, "llama.feed_forward_length is 'wide', not a number"),
     ("llama", {"rope__dimension_count": 8}, "rope.dimension_count is 8 where heads have 16 elements"),
     ("llama", {"attention__key_length": 32}, "rope_freqs.weight has the shape .* but heads of 32 need 16 divisors"),
-    ("llama", {"expert_count": 8}, "llama with 8 experts"),
+    ("llama", {"expert_count": 8}, "model.gguf lacks the key llama.expert_used_count; convert the model again"),
     ("llama4", {"interleave_moe_layer_step": None}, "lacks the key llama4.interleave_moe_layer_step"),
     ("qwen9", {}, "no model family 'qwen9'; known: llama, llama4"),
 ])
