@@ -40,15 +40,27 @@ def difference(got: np.ndarray, want: np.ndarray) -> float:
     return float(((got.astype(np.float64) - want) ** 2).mean() / (want.astype(np.float64) ** 2).mean())
 
 
+FAMILIES = ("mistral-sliding", "mixtral", "qwen2", "qwen3", "qwen3_moe", "smollm3", "olmo2")
+
+
 # The no-qk-norm one cannot be written: GGUF says so by a number of experts.
-@pytest.mark.parametrize("kind", [Kind.F32, Kind.BF16])
-@pytest.mark.parametrize("name", ["llama", "llama3-scaled-tied", "llama4", "llama4-top2-dense-mix"])
+@pytest.mark.parametrize(("name", "kind"), [*((n, k) for n in ("llama", "llama3-scaled-tied", "llama4", "llama4-top2-dense-mix")
+                                              for k in (Kind.F32, Kind.BF16)), *((n, Kind.F32) for n in FAMILIES)])
 def test_a_file_of_floats_gives_the_logits_of_its_folder(tmp_path, name, kind):
     truth = np.load(TRUTH / name / "truth.npz")
     path = write_gguf(TRUTH / name, tmp_path / "model.gguf", kind)
     got = logits(path, truth["token_ids"])
     np.testing.assert_allclose(got, logits(TRUTH / name, truth["token_ids"]), atol=1e-4)
     assert np.abs(got - truth["logits"]).max() <= 1e-3
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_quantized_file_of_every_family(tmp_path, gpu, name):
+    path, ids = write_gguf(TRUTH / name, tmp_path / "model.gguf", Kind.Q8_0), np.load(TRUTH / name / "truth.npz")["token_ids"]
+    got = logits(path, ids)
+    assert difference(logits(TRUTH / name, ids, quantize="q8_0"), got) <= 1e-9
+    assert difference(logits(TRUTH / name, ids), got) >= 1e-6, "quantizing changed nothing"
+    assert difference(logits(path, ids, "auto"), got) <= 1e-9
 
 
 @pytest.mark.parametrize("name", TALES)
