@@ -1,4 +1,5 @@
-"""Write tests/data/variants: tiny random models whose config.json takes the less usual ways, with the logits that transformers computes.
+"""Write tests/data/variants and tests/data/plugins, tiny random models with the logits that transformers computes: of the former the
+config.json takes less usual ways, the latter are of families that are not built in.
 
 Needs torch and transformers (5.23 made the files): python tests/data/make_variants.py
 """
@@ -11,11 +12,11 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-FOLDER = Path(__file__).parent / "variants"
+DATA = Path(__file__).parent
 TOKENS = 24
 BASE = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
         "max_position_embeddings": 64, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None}
-VARIANTS = {
+MODELS = {
     "llama-biases": ("llama", {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}),
     "mistral-wide-heads": ("mistral", {"head_dim": 16, "sliding_window": None, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}),
     "mixtral-sliding": ("mixtral", {"sliding_window": 6, "num_local_experts": 3, "tie_word_embeddings": True}),
@@ -27,17 +28,18 @@ VARIANTS = {
     "smollm3-sliding": ("smollm3", {"no_rope_layer_interval": 2, "use_sliding_window": True, "sliding_window": 6, "attention_bias": True,
                                     "mlp_bias": True}),
     "olmo2-bias": ("olmo2", {"attention_bias": True, "num_key_value_heads": 1}),
+    "granite": ("granite", {"embedding_multiplier": 6.0, "attention_multiplier": 0.2, "residual_multiplier": 0.7, "logits_scaling": 3.0}),
 }
 
 
 def main() -> None:
-    for seed, (name, (kind, changes)) in enumerate(VARIANTS.items()):
+    for seed, (name, (kind, changes)) in enumerate(MODELS.items()):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **{**BASE, **changes}), dtype=torch.float32)
         for tensor in model.parameters():       # by the model's own usual numbers, biases would be 0 and norms 1
             spread = tensor.shape[-1]**-0.5 if tensor.ndim > 1 else 0.3
             tensor.data = (spread * torch.randn(tensor.shape) + 0.5 * (tensor.ndim == 1)).bfloat16().float()
-        folder = FOLDER / name
+        folder = DATA / ("plugins" if name == "granite" else "variants") / name
         model.to(torch.bfloat16).save_pretrained(folder)
         (folder / "generation_config.json").unlink(missing_ok=True)
         ids = torch.randint(0, BASE["vocab_size"], (1, TOKENS))
