@@ -22,7 +22,7 @@ def per_layer(config: Mapping[str, Any], key: str, given: Sequence[Any], known: 
 def sliding_windows(config: Mapping[str, Any], slides: Callable[[int], bool], usual: int | None = None) -> tuple[int, ...]:
     """By layer: how many keys a query sees, itself the last; 0 for all. From use_sliding_window, sliding_window (`usual` where the key is
     missing) and layer_types (where missing, `slides` says which layers do, if there is a window)."""
-    width = config.get("sliding_window", usual) if config.get("use_sliding_window") else None
+    width = (config.get("sliding_window", usual) or 0) if config.get("use_sliding_window") else 0
     types = config.get("layer_types") or [SLIDING if width and slides(i) else FULL for i in range(config.get("num_hidden_layers") or 0)]
     types = per_layer(config, "layer_types", types, (FULL, SLIDING))
     if SLIDING in types and not width:

@@ -133,7 +133,8 @@ def write(folder: Path, config: dict, seed: int) -> dict[str, np.ndarray]:
     c, rng = config, np.random.default_rng(seed)
     h, wide = c["hidden_size"], c["intermediate_size"]
     few = h // c["num_attention_heads"] * c["num_key_value_heads"]
-    shapes = {"self_attn.q_proj": (h, h), "self_attn.k_proj": (few, h), "self_attn.v_proj": (few, h), "self_attn.o_proj": (h, h), "mlp.gate_proj": (wide, h), "mlp.up_proj": (wide, h),
+    shapes = {"self_attn.q_proj": (h, h), "self_attn.k_proj": (few, h), "self_attn.v_proj": (few, h), "self_attn.o_proj": (h, h),
+              "mlp.gate_proj": (wide, h), "mlp.up_proj": (wide, h),
               "mlp.down_proj": (h, wide), "input_layernorm": (h,), "post_attention_layernorm": (h,)}
     named = {"model.embed_tokens": (c["vocab_size"], h), "model.norm": (h,), "lm_head": (c["vocab_size"], h),
              **{f"model.layers.{i}.{name}": shape for i in range(c["num_hidden_layers"]) for name, shape in shapes.items()}}
