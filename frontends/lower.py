@@ -147,6 +147,12 @@ def known_value(config: Mapping[str, Any], key: str, *known: Any) -> None:
         raise CheckpointError(f"config.json: {key} is {config[key]!r}, which no {config.get('model_type')} here takes; known: {taken}")
 
 
+def unquantized(config: Mapping[str, Any]) -> None:
+    """Raise CheckpointError if a Hugging Face folder holds integers, or numbers that belong to scales, for weights."""
+    if method := (config.get("quantization_config") or {}).get("quant_method"):
+        raise CheckpointError(f"config.json: the weights are quantized by {method}, which is not read: give the folder in bfloat16, or a GGUF file")
+
+
 def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
     """A config.json with what nests under text_config lifted to the top."""
     return {**config, **dict(config.get("text_config") or {})}
@@ -275,4 +281,4 @@ def _describe(raw: Mapping[str, Any], config, plan: Plan) -> dict[str, Any]:
             "prefill": list(plan.prefill), "decode": list(plan.decode), "head": list(plan.head)}
 
 
-__all__ = ["Decoder", "Lowered", "Plan", "Tensor", "flatten", "known_value", "lower", "raw_config", "read_config"]
+__all__ = ["Decoder", "Lowered", "Plan", "Tensor", "flatten", "known_value", "lower", "raw_config", "read_config", "unquantized"]

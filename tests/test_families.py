@@ -136,6 +136,7 @@ def test_usual_values():
     ("mixtral-sliding", {"num_local_experts": 4}, "lacks 9 of the 32 tensors .* the first: model.layers.0.block_sparse_moe.experts.3.w1.weight"),
     ("mixtral-sliding", {"num_local_experts": 2}, r"gate.weight has the shape \[3, 32\] but the config asks for \[2, 32\]"),
     ("mistral-wide-heads", {"rope_parameters": {"rope_type": "spiral"}}, "unknown rope_type 'spiral'"),
+    ("qwen3_moe-sparse", {"quantization_config": {"quant_method": "fp8"}}, "config.json: the weights are quantized by fp8, which is not read"),
     ("olmo2-bias", {"num_attention_heads": "four"}, "num_attention_heads is 'four', not a whole number above 0"),
     ("olmo2-bias", {"num_hidden_layers": 0}, "num_hidden_layers is 0, not a whole number above 0"),
 ])

@@ -17,7 +17,7 @@ from tilewright.compiler.layouts import LAYOUTS
 from tilewright.frontends.checkpoint import Checkpoint, Tensor, open_checkpoint
 from tilewright.frontends.gguf_config import config_of
 from tilewright.frontends.lower import Plan, lower
-from tilewright.frontends.models import llama4
+from tilewright.frontends.models import family, llama4
 from tilewright.frontends.quantize import Storage, rules_of
 
 ROOT = Path(__file__).parent.parent
@@ -52,6 +52,14 @@ def test_a_file_of_floats_gives_the_logits_of_its_folder(tmp_path, name, kind):
     got = logits(path, truth["token_ids"])
     np.testing.assert_allclose(got, logits(TRUTH / name, truth["token_ids"]), atol=1e-4)
     assert np.abs(got - truth["logits"]).max() <= 1e-3
+
+
+@pytest.mark.parametrize("name", ["llama-biases", "mistral-wide-heads", "mixtral-sliding", "olmo2-bias"])
+def test_a_file_of_the_less_usual_ways(tmp_path, name):
+    """Of what GGUF has keys or tensors for: biases, whose rows are permuted too, wide heads, tied embeddings, windows of all layers."""
+    folder = ROOT / "tests" / "data" / "variants" / name
+    truth = np.load(folder / "truth.npz")
+    assert np.abs(logits(write_gguf(folder, tmp_path / "model.gguf", Kind.F32), truth["token_ids"]) - truth["logits"]).max() <= 1e-4
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -161,6 +169,20 @@ def test_llama_metadata():
     assert metadata("llama", attention__head_count_kv=None)["num_key_value_heads"] == 4
     assert metadata("llama", rope__scaling__type="linear", rope__scaling__factor=4.0)["rope_parameters"]["factor"] == 4
     assert metadata("llama", rope__scaling__type="none")["rope_parameters"]["rope_type"] == "default"
+
+
+def test_metadata_of_relatives():
+    """What goes by llama's name, what other architectures name, and what llama.cpp has as constants."""
+    mixtral = metadata("llama", expert_count=8, expert_used_count=2)
+    assert (mixtral["model_type"], mixtral["num_local_experts"], mixtral["num_experts_per_tok"], mixtral["sliding_window"]) == ("mixtral", 8, 2, None)
+    mistral = metadata("llama", attention__sliding_window=64)
+    assert (mistral["model_type"], mistral["sliding_window"]) == ("mistral", 64)
+    moe = metadata("qwen3moe", expert_count=16, expert_used_count=4, expert_feed_forward_length=32)
+    assert (moe["moe_intermediate_size"], moe["norm_topk_prob"], moe["mlp_only_layers"], moe.get("rope_interleaved")) == (32, True, [], None)
+    smollm = family("smollm3").read(metadata("smollm3"))
+    assert smollm.rope_interleaved and [i for i in range(12) if not smollm.uses_rope[i]] == [3, 7, 11]
+    with pytest.raises(CheckpointError, match="an olmo2 with a sliding window of 4096 is OLMo 3, which is not read"):
+        metadata("olmo2", attention__sliding_window=4096)
 
 
 def test_llama4_metadata_without_our_keys_has_the_constants_of_llama_cpp():

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..gguf_config import Metadata
-from ..lower import Decoder, Tensor, known_value, read_config
+from ..lower import Decoder, Tensor, known_value, read_config, unquantized
 from ..rope import rope_parameters, rope_table
 
 LAYER = (("attn_norm", "input_layernorm", "attn_norm"), ("ffn_norm", "post_attention_layernorm", "ffn_norm"),
@@ -17,7 +17,7 @@ LAYER = (("attn_norm", "input_layernorm", "attn_norm"), ("ffn_norm", "post_atten
 
 @dataclass(frozen=True)
 class Config:
-    """Fields are named as in config.json, but for the last four, which `read` makes for this family and its relatives."""
+    """Fields are named as in config.json, but for the last five, which `read` makes for this family and its relatives."""
 
     vocab_size: int
     hidden_size: int
@@ -40,6 +40,7 @@ class Config:
 def read(raw: Mapping[str, Any], kind: type = Config, **found: Any) -> Any:
     """The Config of this family, or of a relative whose file names its kind and what it found out about fields that differ."""
     known_value(raw, "hidden_act", "silu", "swish")
+    unquantized(raw)
     layers, heads = raw.get("num_hidden_layers") or 0, raw.get("num_attention_heads") or 1
     usual = {"num_key_value_heads": heads, "head_dim": (raw.get("hidden_size") or 0) // heads}
     biases = ("q", "k", "v", "o") * bool(raw.get("attention_bias")) + ("gate", "up", "down") * bool(raw.get("mlp_bias"))

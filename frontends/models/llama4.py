@@ -9,7 +9,7 @@ import numpy as np
 
 from ..gguf_config import Metadata
 from ..layers import FULL, per_layer
-from ..lower import Decoder, Tensor, known_value, read_config
+from ..lower import Decoder, Tensor, known_value, read_config, unquantized
 from ..rope import rope_parameters, rope_table
 
 CHUNKED = "chunked_attention"
@@ -47,6 +47,7 @@ def read(raw: Mapping[str, Any]) -> Config:
     layers, interval, step = raw.get("num_hidden_layers", 0), raw.get("no_rope_layer_interval") or 4, raw.get("interleave_moe_layer_step") or 1
     known_value(raw, "hidden_act", "silu", "swish")
     known_value(raw, "attention_bias", False)
+    unquantized(raw)
     uses_rope = tuple(map(bool, per_layer(raw, "no_rope_layers", raw.get("no_rope_layers") or [(i + 1) % interval for i in range(layers)])))
     moe = raw["moe_layers"] if raw.get("moe_layers") is not None else range(step - 1, layers, step)
     types = raw.get("layer_types") or [CHUNKED if r else FULL for r in uses_rope]
