@@ -4,11 +4,13 @@ For kernels and models inside and outside this package:
 
     graph = ...                                       # one op, plain or fused (tilewright.Builder writes graphs)
     tilewright.testing.check(gpu, graph, kernel)      # every schedule that fits the device
+    tilewright.testing.check_model(gpu, "my-granite", device)       # every op that a model comes to
 """
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
@@ -17,10 +19,14 @@ from .compiler.device import Device
 from .compiler.ir import Choice, Graph, Op, Value
 from .compiler.kernel import Kernel, Schedule, Site
 from .compiler.layouts import LAYOUTS
-from .compiler.ops import NUMPY, assemble, evaluate
+from .compiler.ops import NUMPY, OPS, assemble, evaluate
 from .compiler.passes.tiling import fits
+from .compiler.pipeline import run_stages
 from .compiler.verify import verify
+from .frontends.checkpoint import open_checkpoint
+from .frontends.lower import Plan, lower
 from .runtime.gpu import Gpu
+from .templates import KERNELS
 
 MARGIN = 4096       # bytes behind every buffer that no kernel may touch: NaN for those who read them, and kept by those who write
 
@@ -136,6 +142,46 @@ def check(gpu: Gpu, graph: Graph, kernel: Kernel, device: Device, feeds: Mapping
     return len(options)
 
 
+def check_model(gpu: Gpu, path: str | Path, device: Device, plan: Plan | None = None, limit: int | None = None) -> int:
+    """Compile a checkpoint for the device and hold every distinct op that it comes to, fused as it is, to what the op means in numpy: every
+    schedule (at most `limit`) of the kernel that runs it, on random operands. Returns how many ops there were.
+
+    The family may be registered or built in. plan: sizes of the programs, by default small ones. Raises AssertionError naming the schedule
+    whose result is off, GraphError where no kernel runs an op."""
+    graphs = lower(open_checkpoint(path), plan or Plan(64, prefill=(3, 16), decode=(1, 2), head=(1, 4))).graphs
+    models = {name: graph for name, graph in graphs.items() if name.startswith(("prefill", "decode", "head"))}
+    *_, (_, tiled, _) = run_stages(models, device, KERNELS)
+    seen = set()
+    for graph in tiled.values():
+        for op in graph.ops:
+            assert op.choice
+            if (key := (Site(graph, op, device).signature, op.choice.kernel)) not in seen:
+                seen.add(key)
+                alone = _alone(graph, op)
+                check(gpu, alone, KERNELS[op.choice.kernel], device, {**random_feeds(alone), **_indices(alone)}, limit)
+    return len(seen)
+
+
+def _alone(graph: Graph, op: Op) -> Graph:
+    """A graph of one op of another: what others compute for it comes from outside."""
+    inside = {n: graph.values[n] for part in (op, *op.parts) for n in (*part.inputs, *part.outputs)}
+    given = {n: replace(v, role="state" if v.role == "temp" else v.role, source=()) if n in op.inputs else v for n, v in inside.items()}
+    return Graph(given, (replace(op, choice=None),), op.outputs)
+
+
+def _indices(graph: Graph) -> dict[str, np.ndarray]:
+    """Numbers for integers that mean places: positions one after another, any of the rows or experts that are there, and slot 0."""
+    rng, found = np.random.default_rng(0), {}
+    for part in graph.ops[0].parts:
+        by_operand = dict(zip((o.rstrip("?") for o in OPS[part.kind].operands), part.inputs, strict=False))
+        for operand, of in (("index", "table"), ("expert", "w"), ("position", "")):
+            if (name := by_operand.get(operand)) and graph.values[name].role != "temp":
+                shape = graph.values[name].shape
+                most = graph.values[by_operand[of]].shape[0] if of else 0
+                found[name] = (rng.integers(0, most, shape) if of else np.arange(shape[0])).astype(np.int32)
+    return found
+
+
 def _same_integers(got: np.ndarray, want: np.ndarray, rounded: bool, where: str) -> None:
     """Equal; or, of numbers rounded to bytes, at most a few that float error took to the neighbouring integer."""
     if not rounded:
@@ -153,4 +199,4 @@ def _same_side(got: np.ndarray, want: np.ndarray, before: np.ndarray, relative: 
     return np.where(turned, want, got) if turned.sum() <= 2 + 127 * relative * (want != before).sum() else got
 
 
-__all__ = ["check", "fuse_all", "random_feeds", "run", "schedules"]
+__all__ = ["check", "check_model", "fuse_all", "random_feeds", "run", "schedules"]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
+from .caches import caches, spans
 from .codegen import render
 from .device import Device
 from .ir import Graph, GraphError, Op
@@ -41,6 +42,7 @@ def describe(package: Package) -> Record:
         "kernels": _kernels(shaders, programs, _decode(package)["program"]),
         "weights": _weights(manifest["weights"]),
         "states": _states(manifest),
+        "caches": caches(package),
         "memory": {**manifest["memory"], "step": manifest["buffers"]["step"], "weights": sum(t["bytes"] for t in _tensors(manifest)),
                    "states": sum(s["bytes"] for s in _states(manifest))},
         "tensors": _tensors(manifest),
@@ -124,6 +126,9 @@ def tables(told: Record, tensors: bool = False) -> list[Table]:
         ("weights", ("format", "tensors", "elements", "bits a weight", "size"),
          [(n, w["tensors"], f"{w['elements']:,}", f"{w['bits']:.4g}", amount(w["bytes"])) for n, w in told["weights"].items()]),
         ("states", ("state", "type", "count", "size"), [(s["name"], _typed(s), s["count"], amount(s["bytes"])) for s in told["states"]]),
+        ("caches", ("layers", "attention", "positions", "size"),
+         [(spans(c["layers"]), f"{c['mask']}, {c['window']} keys" if c["window"] else c["mask"], f"{c['positions']:,}", amount(c["bytes"]))
+          for c in told["caches"]]),
         ("memory", ("", ""), [("weights", amount(memory["weights"])), ("states", amount(memory["states"])),
                               ("temporaries", f"{amount(memory['temporaries'])} ({amount(memory['unshared'])} without sharing)"),
                               ("step buffer", amount(memory["step"]))]),

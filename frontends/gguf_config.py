@@ -59,7 +59,8 @@ def config_of(checkpoint: Checkpoint) -> dict[str, Any]:
         "intermediate_size": meta.count("feed_forward_length"), "num_attention_heads": heads,
         "num_key_value_heads": meta.count("attention.head_count_kv", heads), "head_dim": head_dim,
         "rms_norm_eps": meta.number("attention.layer_norm_rms_epsilon"), "max_position_embeddings": meta.count("context_length"),
-        "rope_parameters": _rope(meta, head_dim), "tie_word_embeddings": "output.weight" not in checkpoint.tensors, **module.gguf(meta)}
+        "rope_parameters": _rope(meta, head_dim), "tie_word_embeddings": "output.weight" not in checkpoint.tensors,
+        "attention_bias": "blk.0.attn_q.bias" in checkpoint.tensors, "mlp_bias": "blk.0.ffn_gate.bias" in checkpoint.tensors, **module.gguf(meta)}
 
 
 def _vocabulary(checkpoint: Checkpoint) -> int:

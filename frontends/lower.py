@@ -20,14 +20,16 @@ from .quantize import Quantize, Storage
 
 # how keys and values may be stored: dtype and layout
 CACHES = {"f32": ("f32", "row"), "f16": ("f16", "row"), "q8_0": ("f32", "q8_cache")}
+SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
+         "max_position_embeddings")
 SAMPLE_BLOCK = 1024     # tokens of the vocabulary that one workgroup looks at
 
 
 class Tensor(NamedTuple):
-    """Where a weight comes from: its name in a Hugging Face folder and what is done to its array, and its name in a GGUF file, which
-    holds it as it is used."""
+    """Where a weight comes from: its name in a Hugging Face folder, or the names of what is stacked to it, such as experts, and what is
+    done to its array; and its name in a GGUF file, which holds it as it is used."""
 
-    hf: str
+    hf: str | tuple[str, ...]
     gguf: str = ""
     transform: Callable[[np.ndarray], np.ndarray] | None = None
 
@@ -101,15 +103,30 @@ class Lowered:
 
 
 class Weight(NamedTuple):
-    """A tensor of the checkpoint and its part in the model."""
+    """A tensor of the checkpoint, or several alike that are stacked, and its part in the model."""
 
-    tensor: files.Tensor
+    tensors: tuple[files.Tensor, ...]
+    stacked: bool
     transform: Callable[[np.ndarray], np.ndarray] | None
+
+    @property
+    def format(self) -> str:
+        return self.tensors[0].format
+
+    @property
+    def stored(self) -> tuple[int, ...]:
+        """Its shape in the checkpoint."""
+        return (len(self.tensors),) * self.stacked + self.tensors[0].shape
 
     @property
     def shape(self) -> tuple[int, ...]:
         """As the model uses it."""
-        return self.transform(np.broadcast_to(np.zeros(1, np.float32), self.tensor.shape)).shape if self.transform else self.tensor.shape
+        return self.transform(np.broadcast_to(np.zeros(1, np.float32), self.stored)).shape if self.transform else self.stored
+
+    def array(self) -> np.ndarray:
+        """The elements of one that is stored in a plain dtype."""
+        found = np.stack([t.array() for t in self.tensors]) if self.stacked else self.tensors[0].array()
+        return self.transform(found) if self.transform else found
 
 
 def read_config(cls, config: Mapping[str, Any]):
@@ -123,16 +140,32 @@ def read_config(cls, config: Mapping[str, Any]):
     return cls(**given)
 
 
+def known_value(config: Mapping[str, Any], key: str, *known: Any) -> None:
+    """Raise CheckpointError unless a key of config.json that is there has a value that a model file is written for."""
+    if config.get(key) not in (None, *known):
+        taken = ", ".join(map(repr, known))
+        raise CheckpointError(f"config.json: {key} is {config[key]!r}, which no {config.get('model_type')} here takes; known: {taken}")
+
+
+def unquantized(config: Mapping[str, Any]) -> None:
+    """Raise CheckpointError if a Hugging Face folder holds integers, or numbers that belong to scales, for weights."""
+    if method := (config.get("quantization_config") or {}).get("quant_method"):
+        raise CheckpointError(f"config.json: the weights are quantized by {method}, which is not read: give the folder in bfloat16, or a GGUF file")
+
+
 def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
     """A config.json with what nests under text_config lifted to the top."""
     return {**config, **dict(config.get("text_config") or {})}
 
 
 def raw_config(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The configuration of a checkpoint of any format in the terms of a flat config.json."""
+    """The configuration of a checkpoint of any format in the terms of a flat config.json. Raises CheckpointError for sizes that are none."""
     raw = config_of(checkpoint) if checkpoint.format == "gguf" else flatten(checkpoint.config)
     if not raw.get("model_type"):
         raise CheckpointError(f"{checkpoint.path}: config.json names no model_type")
+    for key in SIZES:
+        if raw.get(key) is not None and (type(raw[key]) is not int or raw[key] < 1):
+            raise CheckpointError(f"{checkpoint.path}: {key} is {raw[key]!r}, not a whole number above 0")
     return raw
 
 
@@ -141,17 +174,17 @@ def lower(checkpoint: Checkpoint, plan: Plan, quantize: Quantize = None) -> Lowe
     raw = raw_config(checkpoint)
     module = family(str(raw["model_type"]))
     config = module.read(raw)
-    names = {name: (t.gguf, None) if checkpoint.format == "gguf" else (t.hf, t.transform) for name, t in module.tensors(config).items()}
-    weights = {name: Weight(checkpoint.tensors[stored], transform) for name, (stored, transform) in names.items() if stored in checkpoint.tensors}
+    names = module.tensors(config)
+    weights = {name: w for name, tensor in names.items() if (w := _find(checkpoint, tensor))}
     storage = Storage(quantize, list(names))
-    layouts = {name: storage.layout(name, w.tensor.format, w.shape[-1]) for name, w in weights.items() if len(w.shape) > 1}
+    layouts = {name: storage.layout(name, w.format, w.shape[-1]) for name, w in weights.items() if len(w.shape) > 1}
     constants: dict[str, np.ndarray] = {}
     graphs = {}
     for name, rows, build in _programs(plan, module, config):
         g = Decoder(plan, rows, name.startswith("prefill"), layouts)
         g.constants = constants
         graphs[name] = g.graph(*build(g))
-    _check_tensors(checkpoint, {name: stored for name, (stored, _) in names.items()}, weights, graphs, constants)
+    _check_tensors(checkpoint, names, weights, graphs, constants)
     return Lowered(graphs, _leaf(weights, layouts, constants), _describe(raw, config, plan), storage.notes)
 
 
@@ -196,24 +229,47 @@ def _programs(plan: Plan, module, config):
             *((f"sample_{n}", n, sampler("sample")) for n in plan.decode)]
 
 
-def _check_tensors(checkpoint: Checkpoint, names: Mapping[str, str], weights: Mapping[str, Weight], graphs: Mapping[str, Graph], constants) -> None:
+def _stored(checkpoint: Checkpoint, tensor: Tensor) -> tuple[str, ...]:
+    """The names in the checkpoint."""
+    if checkpoint.format == "gguf":
+        return (tensor.gguf,)
+    return tensor.hf if isinstance(tensor.hf, tuple) else (tensor.hf,)
+
+
+def _find(checkpoint: Checkpoint, tensor: Tensor) -> Weight | None:
+    """A weight in the checkpoint, if it is there."""
+    names, folder = _stored(checkpoint, tensor), checkpoint.format != "gguf"
+    if any(n not in checkpoint.tensors for n in names):
+        return None
+    found = tuple(checkpoint.tensors[n] for n in names)
+    if other := next((t for t in found if (t.shape, t.format) != (found[0].shape, found[0].format)), None):
+        raise CheckpointError(f"{checkpoint.path}: {other.name} is {other.format}{list(other.shape)}, but it is stacked with {found[0].name}, "
+                              f"{found[0].format}{list(found[0].shape)}: convert the model again")
+    return Weight(found, folder and isinstance(tensor.hf, tuple), tensor.transform if folder else None)
+
+
+def _check_tensors(checkpoint: Checkpoint, names: Mapping[str, Tensor], weights: Mapping[str, Weight], graphs: Mapping[str, Graph],
+                   constants: Mapping[str, np.ndarray]) -> None:
     needed = {n: v for g in graphs.values() for n, v in g.role("weight").items() if not v.source and n not in constants}
-    if missing := [names[n] for n in needed if n not in weights]:
-        raise CheckpointError(f"{checkpoint.path} lacks {len(missing)} of the {len(needed)} tensors that the model needs, the first: {missing[0]}")
+    if unnamed := [n for n in needed if n not in names]:
+        raise CheckpointError(f"the model file reads the weight {unnamed[0]}, but its `tensors` does not say where it comes from")
+    if missing := [n for n in needed if n not in weights]:
+        first = next(s for s in _stored(checkpoint, names[missing[0]]) if s not in checkpoint.tensors)
+        raise CheckpointError(f"{checkpoint.path} lacks {len(missing)} of the {len(needed)} tensors that the model needs, the first: {first}")
     for name, value in needed.items():
-        tensor, shape = weights[name].tensor, weights[name].shape
-        if shape != value.shape:
-            raise CheckpointError(f"{checkpoint.path}: {tensor.name} has the shape {list(tensor.shape)}"
-                                  f"{f', {list(shape)} as used,' if shape != tensor.shape else ''} but the config asks for {list(value.shape)}")
+        stored, used = weights[name].stored, weights[name].shape
+        if used != value.shape:
+            raise CheckpointError(f"{checkpoint.path}: {weights[name].tensors[0].name} has the shape {list(stored)}"
+                                  f"{f', {list(used)} as used,' if used != stored else ''} but the config asks for {list(value.shape)}")
 
 
 def _leaf(weights: Mapping[str, Weight], layouts: Mapping[str, str], constants: Mapping[str, np.ndarray]) -> Callable[[str], np.ndarray]:
     def leaf(name: str) -> np.ndarray:
         if name in constants:
             return constants[name]
-        tensor, transform = weights[name]
+        weight, tensor = weights[name], weights[name].tensors[0]
         if tensor.format in PLAIN_DTYPES:
-            return transform(tensor.array()) if transform else tensor.array()
+            return weight.array()
         rows = tensor.data.reshape(*tensor.shape[:-1], -1)
         return rows if layouts.get(name) == tensor.format else FORMATS[tensor.format].decode(rows, tensor.shape[-1])
     return leaf
@@ -225,4 +281,4 @@ def _describe(raw: Mapping[str, Any], config, plan: Plan) -> dict[str, Any]:
             "prefill": list(plan.prefill), "decode": list(plan.decode), "head": list(plan.head)}
 
 
-__all__ = ["Decoder", "Lowered", "Plan", "Tensor", "flatten", "lower", "raw_config", "read_config"]
+__all__ = ["Decoder", "Lowered", "Plan", "Tensor", "flatten", "known_value", "lower", "raw_config", "read_config", "unquantized"]

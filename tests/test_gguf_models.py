@@ -17,7 +17,7 @@ from tilewright.compiler.layouts import LAYOUTS
 from tilewright.frontends.checkpoint import Checkpoint, Tensor, open_checkpoint
 from tilewright.frontends.gguf_config import config_of
 from tilewright.frontends.lower import Plan, lower
-from tilewright.frontends.models import llama4
+from tilewright.frontends.models import family, llama4
 from tilewright.frontends.quantize import Storage, rules_of
 
 ROOT = Path(__file__).parent.parent
@@ -40,15 +40,35 @@ def difference(got: np.ndarray, want: np.ndarray) -> float:
     return float(((got.astype(np.float64) - want) ** 2).mean() / (want.astype(np.float64) ** 2).mean())
 
 
+FAMILIES = ("mistral-sliding", "mixtral", "qwen2", "qwen3", "qwen3_moe", "smollm3", "olmo2")
+
+
 # The no-qk-norm one cannot be written: GGUF says so by a number of experts.
-@pytest.mark.parametrize("kind", [Kind.F32, Kind.BF16])
-@pytest.mark.parametrize("name", ["llama", "llama3-scaled-tied", "llama4", "llama4-top2-dense-mix"])
+@pytest.mark.parametrize(("name", "kind"), [*((n, k) for n in ("llama", "llama3-scaled-tied", "llama4", "llama4-top2-dense-mix")
+                                              for k in (Kind.F32, Kind.BF16)), *((n, Kind.F32) for n in FAMILIES)])
 def test_a_file_of_floats_gives_the_logits_of_its_folder(tmp_path, name, kind):
     truth = np.load(TRUTH / name / "truth.npz")
     path = write_gguf(TRUTH / name, tmp_path / "model.gguf", kind)
     got = logits(path, truth["token_ids"])
     np.testing.assert_allclose(got, logits(TRUTH / name, truth["token_ids"]), atol=1e-4)
     assert np.abs(got - truth["logits"]).max() <= 1e-3
+
+
+@pytest.mark.parametrize("name", ["llama-biases", "mistral-wide-heads", "mixtral-sliding", "olmo2-bias"])
+def test_a_file_of_the_less_usual_ways(tmp_path, name):
+    """Of what GGUF has keys or tensors for: biases, whose rows are permuted too, wide heads, tied embeddings, windows of all layers."""
+    folder = ROOT / "tests" / "data" / "variants" / name
+    truth = np.load(folder / "truth.npz")
+    assert np.abs(logits(write_gguf(folder, tmp_path / "model.gguf", Kind.F32), truth["token_ids"]) - truth["logits"]).max() <= 1e-4
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_quantized_file_of_every_family(tmp_path, gpu, name):
+    path, ids = write_gguf(TRUTH / name, tmp_path / "model.gguf", Kind.Q8_0), np.load(TRUTH / name / "truth.npz")["token_ids"]
+    got = logits(path, ids)
+    assert difference(logits(TRUTH / name, ids, quantize="q8_0"), got) <= 1e-9
+    assert difference(logits(TRUTH / name, ids), got) >= 1e-6, "quantizing changed nothing"
+    assert difference(logits(path, ids, "auto"), got) <= 1e-9
 
 
 @pytest.mark.parametrize("name", TALES)
@@ -151,6 +171,20 @@ def test_llama_metadata():
     assert metadata("llama", rope__scaling__type="none")["rope_parameters"]["rope_type"] == "default"
 
 
+def test_metadata_of_relatives():
+    """What goes by llama's name, what other architectures name, and what llama.cpp has as constants."""
+    mixtral = metadata("llama", expert_count=8, expert_used_count=2)
+    assert (mixtral["model_type"], mixtral["num_local_experts"], mixtral["num_experts_per_tok"], mixtral["sliding_window"]) == ("mixtral", 8, 2, None)
+    mistral = metadata("llama", attention__sliding_window=64)
+    assert (mistral["model_type"], mistral["sliding_window"]) == ("mistral", 64)
+    moe = metadata("qwen3moe", expert_count=16, expert_used_count=4, expert_feed_forward_length=32)
+    assert (moe["moe_intermediate_size"], moe["norm_topk_prob"], moe["mlp_only_layers"], moe.get("rope_interleaved")) == (32, True, [], None)
+    smollm = family("smollm3").read(metadata("smollm3"))
+    assert smollm.rope_interleaved and [i for i in range(12) if not smollm.uses_rope[i]] == [3, 7, 11]
+    with pytest.raises(CheckpointError, match="an olmo2 with a sliding window of 4096 is OLMo 3, which is not read"):
+        metadata("olmo2", attention__sliding_window=4096)
+
+
 def test_llama4_metadata_without_our_keys_has_the_constants_of_llama_cpp():
     config = llama4.read(metadata("llama4"))
     assert (config.intermediate_size, config.intermediate_size_mlp) == (128, 256)
@@ -170,7 +204,7 @@ def test_llama4_metadata_without_our_keys_has_the_constants_of_llama_cpp():
     ("llama", {"feed_forward_length": "wide"}, "llama.feed_forward_length is 'wide', not a number"),
     ("llama", {"rope__dimension_count": 8}, "rope.dimension_count is 8 where heads have 16 elements"),
     ("llama", {"attention__key_length": 32}, "rope_freqs.weight has the shape .* but heads of 32 need 16 divisors"),
-    ("llama", {"expert_count": 8}, "llama with 8 experts"),
+    ("llama", {"expert_count": 8}, "model.gguf lacks the key llama.expert_used_count; convert the model again"),
     ("llama4", {"interleave_moe_layer_step": None}, "lacks the key llama4.interleave_moe_layer_step"),
     ("qwen9", {}, "no model family 'qwen9'; known: llama, llama4"),
 ])

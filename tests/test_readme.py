@@ -48,12 +48,13 @@ def commands(document: str) -> list[list[str]]:
 
 
 def write_model(folder: Path, model_type: str) -> None:
-    """A tiny model of random numbers, of llama's shapes, with what olmo2 has besides."""
+    """A tiny model of random numbers, of llama's shapes, with what granite has besides."""
     config = {"model_type": model_type, "vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
-              "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256, "tie_word_embeddings": True, "eos_token_id": 5}
+              "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256, "tie_word_embeddings": True, "eos_token_id": 5,
+              "embedding_multiplier": 12.0, "attention_multiplier": 0.2, "residual_multiplier": 0.22, "logits_scaling": 8.0}
     shapes = {"self_attn.q_proj": (32, 32), "self_attn.k_proj": (16, 32), "self_attn.v_proj": (16, 32), "self_attn.o_proj": (32, 32),
               "mlp.gate_proj": (64, 32), "mlp.up_proj": (64, 32), "mlp.down_proj": (32, 64), "input_layernorm": (32,),
-              "post_attention_layernorm": (32,), "post_feedforward_layernorm": (32,), "self_attn.q_norm": (32,), "self_attn.k_norm": (16,)}
+              "post_attention_layernorm": (32,)}
     named = {"embed_tokens": (64, 32), "norm": (32,), **{f"layers.{i}.{n}": shape for i in range(2) for n, shape in shapes.items()}}
     rng = np.random.default_rng(0)
     folder.mkdir()
@@ -92,7 +93,7 @@ def script(document: str) -> str:
 
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_all_code_runs_as_written(gpu, tmp_path, document):
-    for name, model_type in (("my-llama", "llama"), ("my-olmo2", "olmo2"), ("my-scaled-llama", "scaled_llama")):
+    for name, model_type in (("my-llama", "llama"), ("my-granite", "granite"), ("my-scaled-llama", "scaled_llama")):
         write_model(tmp_path / name, model_type)
     (tmp_path / "blocks.py").write_text(script(document))
     run("blocks.py", cwd=tmp_path)

@@ -19,6 +19,7 @@ from tilewright.templates import KERNELS
 from tilewright.testing import schedules
 
 DEMO = Path(tilewright.__file__).parent / "frontends" / "demo" / "tales-llama4"
+TRUTH = Path(__file__).parent / "data" / "truth"
 browser = pytest.mark.skipif(not tint.find_chromium(), reason=f"needs one of {', '.join(tint.BROWSERS)} on PATH")
 VECTORS = {"": (4, 4), "vec2": (8, 8), "vec3": (12, 16), "vec4": (16, 16)}     # bytes and alignment
 
@@ -81,6 +82,17 @@ def test_every_shader_of_the_demo(dtype):
             modules |= {f"{s['kernel']}, shader {i} for {device.name}, subgroups of {device.subgroup_size}":
                         tint.as_f32(enables(s["needs"], "tint") + s["wgsl"]) for i, s in enumerate(shaders)}
     assert_accepted(modules)
+
+
+@browser
+def test_every_shader_of_every_family():
+    """For the least that every browser has."""
+    device = next(d for d in shipped_devices() if d.name == "web-default")
+    found = {}
+    for path in sorted(TRUTH.iterdir()):
+        for i, s in enumerate(compile_for(open_checkpoint(path), device).manifest["shaders"]):
+            found.setdefault(enables(s["needs"], "tint") + s["wgsl"], f"{s['kernel']}, shader {i} of {path.name}")
+    assert_accepted({name: text for text, name in found.items()})
 
 
 def test_workgroup_memory_is_what_kernels_say(rendered):

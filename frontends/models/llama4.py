@@ -8,8 +8,11 @@ from typing import Any
 import numpy as np
 
 from ..gguf_config import Metadata
-from ..lower import Decoder, Tensor, read_config
+from ..layers import FULL, per_layer
+from ..lower import Decoder, Tensor, known_value, read_config, unquantized
 from ..rope import rope_parameters, rope_table
+
+CHUNKED = "chunked_attention"
 
 
 @dataclass(frozen=True)
@@ -42,10 +45,14 @@ class Config:
 
 def read(raw: Mapping[str, Any]) -> Config:
     layers, interval, step = raw.get("num_hidden_layers", 0), raw.get("no_rope_layer_interval") or 4, raw.get("interleave_moe_layer_step") or 1
-    uses_rope = tuple(map(bool, raw.get("no_rope_layers") or [(i + 1) % interval for i in range(layers)]))
+    known_value(raw, "hidden_act", "silu", "swish")
+    known_value(raw, "attention_bias", False)
+    unquantized(raw)
+    uses_rope = tuple(map(bool, per_layer(raw, "no_rope_layers", raw.get("no_rope_layers") or [(i + 1) % interval for i in range(layers)])))
     moe = raw["moe_layers"] if raw.get("moe_layers") is not None else range(step - 1, layers, step)
-    types = raw.get("layer_types") or ["chunked_attention" if r else "full_attention" for r in uses_rope]
-    return read_config(Config, {**raw, "uses_rope": uses_rope, "moe_layers": tuple(moe), "layer_types": tuple(types),
+    types = raw.get("layer_types") or [CHUNKED if r else FULL for r in uses_rope]
+    return read_config(Config, {**raw, "uses_rope": uses_rope, "moe_layers": tuple(moe),
+                                "layer_types": per_layer(raw, "layer_types", types, (FULL, CHUNKED)),
                                 "rope_parameters": rope_parameters(raw)})
 
 
@@ -56,7 +63,7 @@ def gguf(meta: Metadata) -> dict[str, Any]:
     return {"intermediate_size": meta.count("expert_feed_forward_length"), "intermediate_size_mlp": meta.count("feed_forward_length"),
             "num_local_experts": experts, "num_experts_per_tok": meta.number("expert_used_count", 1),
             "moe_layers": [i for i in range(layers) if step and (i + 1) % step == 0], "use_qk_norm": experts != 128,
-            "no_rope_layers": [1] * layers if plain else None, "layer_types": ["full_attention"] * layers if plain else None,
+            "no_rope_layers": [1] * layers if plain else None, "layer_types": [FULL] * layers if plain else None,
             **{f"{prefix}{name}": meta.number(f"tilewright.attention.{name}", usual)
                for prefix, name, usual in (("attention_", "chunk_size", 8192), ("", "floor_scale", 8192), ("", "attn_scale", 0.1))}}
 
@@ -103,7 +110,7 @@ def _attention(g: Decoder, c: Config, i: int, h: str) -> str:
             q, k = (g.rms_norm(y, eps=c.rms_norm_eps) for y in (q, k))
     elif c.attn_temperature_tuning:
         q = g.position_scale(q, g.constant("temperature", lambda: temperature(c, g.plan.context)), "position")
-    chunked = c.layer_types[i] == "chunked_attention"
+    chunked = c.layer_types[i] == CHUNKED
     return g.attend(i, q, k, v, scale=c.head_dim**-0.5, mask="chunked" if chunked else "full", window=c.attention_chunk_size if chunked else 0)
 
 
