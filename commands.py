@@ -56,3 +56,28 @@ def tune(model: ModelPath, device: DeviceName = "auto", budget: Budget = 60.0,
         show_table("", measuring.SUM_COLUMNS, measuring.program_sums(found))
     typer.echo(f"wrote {path}: {len(found)} kernels timed, {sum(r.best != r.default for r in found)} choices other than the default", err=True)
     gpu.close()
+
+
+@app.command()
+def profile(model: ModelPath, device: DeviceName = "auto", tokens: Annotated[int, typer.Option(min=2, help="Decode steps to watch.")] = 64,
+            at: Annotated[int, typer.Option("--context", min=1, help="Positions that the first of them finds in the caches.")] = 128,
+            prefill: Annotated[int, typer.Option(min=0, help="Profile a prompt of so many tokens, too.")] = 0,
+            trace: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a timeline of host and GPU, for ui.perfetto.dev.")] = None,
+            dtype: Dtype = None, cache: Cache = None, quantize: Quantize = None, json_file: JsonFile = None) -> None:
+    """Show where a model's time goes: by kernel and op against what the GPU could do, and the host against the GPU.
+
+    \b
+    tilewright profile path/to/model
+    tilewright profile model.wgpu-llama --context 2000 --prefill 512 --trace steps.json
+    """
+    from . import measuring
+    from .runtime.terminal import progress, show_table
+    with progress() as show:
+        found = measuring.profile(model, device, tokens, at, prefill, dtype, cache, quantize, show)
+    if trace:
+        measuring.write_json(found.trace, trace)
+    if json_file:
+        measuring.write_json(found.numbers, json_file)
+    if str(json_file) != "-":
+        for title, columns, rows in found.tables:
+            show_table(title, columns, rows)

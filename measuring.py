@@ -5,20 +5,25 @@ import json
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
 
-from . import probing, tuning
-from .api import KERNELS, open_gpu, record_of
+from . import probing, profiling, tuning
+from .api import KERNELS, MOST_CONTEXT, is_package, open_gpu, record_of
 from .compiler.device import Device, save_device, user_file
+from .compiler.package import PackageError
 from .frontends.quantize import Quantize
-from .runtime.adapter import DeviceError
+from .runtime import timing
+from .runtime.adapter import DeviceError, pick
 from .runtime.gpu import Gpu
 from .runtime.terminal import progress
+from .runtime.tracing import TracedGpu
 
 Progress = Callable[[str, int, int], None]
+Row = tuple[str, ...]
+Table = tuple[str, tuple[str, ...], list[Any]]
 
 
 def real_gpu(device: str) -> Gpu:
@@ -60,9 +65,6 @@ def tune_first(model: Path, device: str, context: int | None, dtype: str | None,
         found, path = tune(gpu, model, 60.0, show, context, dtype, cache, quantize)
     gpu.close()
     print(f"tuned {len(found)} kernels, kept in {path}", file=sys.stderr)
-
-
-Row = tuple[str, ...]
 
 
 def tuned_rows(found: Sequence[tuning.Tuned]) -> list[Row]:
@@ -111,3 +113,45 @@ def write_json(told: Any, path: Path) -> None:
         path.write_text(text, encoding="utf-8")
 
 
+
+
+@dataclass(frozen=True)
+class Profile:
+    tables: list[Table]
+    numbers: dict[str, Any]
+    trace: dict[str, Any]
+
+
+def profile(path: Path, device: str, tokens: int, context: int, prompt: int, dtype: str | None, cache: str | None, quantize: Quantize,
+            show: Progress) -> Profile:
+    """Profile decoding at a context and, if it is not 0, a prompt of so many tokens."""
+    gpu = TracedGpu(pick(device))
+    record, room = record_of(gpu), max(context + profiling.WARM + tokens + 1, prompt)
+    model = profiling.open_model(path, gpu, show, room if room > MOST_CONTEXT and not is_package(path) else None, dtype, cache, quantize)
+    if room > model.context:
+        raise PackageError(f"this takes {room} positions and the model has a context of {model.context}: give smaller numbers")
+    steps = profiling.decode(model, context, tokens)
+    dispatches = [t for program in ("decode_1", "greedy_1") for t in profiling.program_times(model, program, context + tokens, record)]
+    found = profiling.rows(dispatches, record)
+    tables: list[Table] = [(f"a decode step at position {context + profiling.WARM} and on: {len(dispatches)} dispatches",
+                            profiling.COLUMNS, profiling.table(found)), ("", ("", ""), step_rows(steps, dispatches, gpu))]
+    numbers = {"adapter": str(gpu.info), "date": str(date.today()), "decode": {
+        "context": context, "step_ms": steps.step * 1e3, "gpu_idle": steps.idle, "cpu_ms": steps.cpu * 1e3,
+        "cpu_parts_ms": {k: v * 1e3 for k, v in steps.parts.items()}, "dispatches": found}}
+    if prompt:
+        seconds, program, times = profiling.prefill(model, prompt, record)
+        found = profiling.rows(times, record)
+        tables.append((f"{program}, of a prompt of {prompt} tokens: {prompt / seconds:,.0f} tokens/s", profiling.COLUMNS, profiling.table(found)))
+        numbers["prefill"] = {"tokens": prompt, "seconds": seconds, "program": program, "dispatches": found}
+    model.close()
+    gpu.close()
+    return Profile(tables, numbers, profiling.chrome_trace(steps.recording, dispatches))
+
+
+def step_rows(steps: profiling.Decode, dispatches: Sequence[profiling.Timed], gpu: Gpu) -> list[Row]:
+    """What there is to say of a decode step as a whole."""
+    how = "inside one pass" if timing.INSIDE in gpu.features else "in a pass of its own each, which adds to short ones"
+    parts = ", ".join(f"{name} {seconds * 1e6:.0f}" for name, seconds in steps.parts.items())
+    return [("step", f"{steps.step * 1e3:.3f} ms, {1 / steps.step:,.1f} tokens/s"),
+            ("sum of its dispatches", f"{sum(t.seconds for t in dispatches) * 1e3:.3f} ms, timed {how}"),
+            ("GPU idle between steps", f"{steps.idle:.1%}"), ("host work a step", f"{steps.cpu * 1e6:.0f} us: {parts}")]

@@ -36,7 +36,7 @@ def passes(gpu: Gpu, groups: Sequence[Sequence[Dispatch]]) -> np.ndarray:
 
     What a pass of dependent dispatches takes holds their barriers and the ramps between them."""
     ticks = np.concatenate([_passes(gpu, groups[i : i + STAMPS // 2]) for i in range(0, len(groups), STAMPS // 2)])
-    return _seconds(gpu, ticks)
+    return seconds_of(gpu, ticks)
 
 
 def each(gpu: Gpu, dispatches: Sequence[Dispatch], repeat: int = 1) -> np.ndarray:
@@ -46,7 +46,7 @@ def each(gpu: Gpu, dispatches: Sequence[Dispatch], repeat: int = 1) -> np.ndarra
     if INSIDE not in gpu.features:
         spans = passes(gpu, [[d] for d in [*dispatches] * repeat])
         return np.median((spans[:, 1] - spans[:, 0]).reshape(repeat, -1), axis=0)
-    runs = [np.concatenate([np.diff(_seconds(gpu, _inside(gpu, dispatches[i : i + STAMPS - 1])))
+    runs = [np.concatenate([np.diff(seconds_of(gpu, _inside(gpu, dispatches[i : i + STAMPS - 1])))
                             for i in range(0, len(dispatches), STAMPS - 1)]) for _ in range(repeat)]
     return np.median(runs, axis=0)
 
@@ -114,6 +114,7 @@ def resolve(gpu: Gpu, encoder: Any, queries: Any, count: int) -> np.ndarray:
     return np.frombuffer(gpu._device.queue.read_buffer(ticks), np.uint64)
 
 
-def _seconds(gpu: Gpu, ticks: np.ndarray) -> np.ndarray:
+def seconds_of(gpu: Gpu, ticks: np.ndarray) -> np.ndarray:
+    """Of ticks, counted from the first."""
     period = lib.wgpuQueueGetTimestampPeriod(gpu._queue)  # ns
     return (ticks - ticks.reshape(-1)[0]).astype(np.int64) * 1e-9 * period
