@@ -24,11 +24,10 @@ def probe(device: DeviceName = "auto",
     tilewright probe --device nvidia -o my-gpu.toml
     """
     from . import measuring, probing
-    from .api import record_of
     from .runtime.terminal import progress, show_table
     gpu = measuring.real_gpu(device)
     with progress() as show:
-        found = probing.probe(gpu, record_of(gpu), show)
+        found = measuring.probe(gpu, show)
     show_table(str(gpu.info), ("", ""), probing.rows(found))
     typer.echo(f"wrote {measuring.keep(found.device, 'tilewright probe', gpu, output)}", err=True)
     gpu.close()

@@ -33,6 +33,15 @@ def real_gpu(device: str) -> Gpu:
     return gpu
 
 
+def probe(gpu: Gpu, show: Progress) -> probing.Probed:
+    """Measure an adapter; what its record says besides stays, if it can be read."""
+    try:
+        known = record_of(gpu)
+    except ValueError:
+        known = Device(gpu.info.name)
+    return probing.probe(gpu, known, show)
+
+
 def keep(device: Device, how: str, gpu: Gpu, path: Path | None = None) -> Path:
     """Write a record of an adapter, by default into the user's folder. Returns where it is."""
     path = path or user_file(gpu.info.name)

@@ -96,7 +96,7 @@ def work_of(graphs: Mapping[str, Graph], device: Device, kernels: Mapping[str, K
     return found
 
 
-def tune(gpu: Gpu, work: Mapping[str, Work], kernels: Mapping[str, Kernel], most: int = 16, seconds: float = 60.0,
+def tune(gpu: Gpu, work: Mapping[str, Work], kernels: Mapping[str, Kernel], most: int = 24, seconds: float = 60.0,
          progress: Callable[[str, int, int], None] = lambda what, done, total: None) -> Iterator[Tuned]:
     """Time up to `most` choices an op, the likeliest by the cost model first, within a budget of seconds.
 

@@ -95,7 +95,7 @@ def models(bench: Bench, checkpoint: Checkpoint, context: int, programs: Callabl
         if label == "tuned":
             lowered = lower(checkpoint, plan_for(checkpoint, record, context, "f16", "f16", batch)).graphs
             work = tuning.work_of({n: g for n, g in lowered.items() if programs(n)}, record, KERNELS)
-            found = tuning.tune(bench.gpu, work, KERNELS, seconds=bench.tune)
+            found = tuning.tune(bench.gpu, work, KERNELS, most=24 if bench.streams > 1 else 6, seconds=bench.tune)
             record = replace(record, tuned=tuning.chosen(found))
         model = profiling.playing(compile_for(checkpoint, record, context, "f16", batch=batch), bench.gpu)
         yield label, record, model

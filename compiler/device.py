@@ -128,7 +128,10 @@ def user_file(adapter: str) -> Path:
 
 def user_devices() -> list[Device]:
     """Raises ValueError naming a file that is no record."""
-    return [read_device(p) for p in sorted(user_folder().glob("*.toml"))]
+    try:
+        return [read_device(p) for p in sorted(user_folder().glob("*.toml"))]
+    except ValueError as err:
+        raise ValueError(f"{err}; delete it, or measure again with tilewright probe") from err
 
 
 def shipped_devices() -> list[Device]:

@@ -76,7 +76,7 @@ class Warmth:
 
 
 def _passes(gpu: Gpu, groups: Sequence[Sequence[Dispatch]]) -> np.ndarray:
-    queries = _queries(gpu, 2 * len(groups))
+    queries = query_set(gpu, 2 * len(groups))
     with guarded(f"timing {len(groups)} passes"):
         encoder = gpu._device.create_command_encoder()
         for i, group in enumerate(groups):
@@ -88,7 +88,7 @@ def _passes(gpu: Gpu, groups: Sequence[Sequence[Dispatch]]) -> np.ndarray:
 
 
 def _inside(gpu: Gpu, dispatches: Sequence[Dispatch]) -> np.ndarray:
-    queries = _queries(gpu, len(dispatches) + 1)
+    queries = query_set(gpu, len(dispatches) + 1)
     with guarded(f"timing {len(dispatches)} dispatches"):
         encoder = gpu._device.create_command_encoder()
         compute_pass = encoder.begin_compute_pass()
@@ -100,7 +100,8 @@ def _inside(gpu: Gpu, dispatches: Sequence[Dispatch]) -> np.ndarray:
         return resolve(gpu, encoder, queries, len(dispatches) + 1)
 
 
-def _queries(gpu: Gpu, count: int) -> Any:
+def query_set(gpu: Gpu, count: int) -> Any:
+    """For so many timestamps. Raises DeviceError where there are none."""
     if "timestamp-query" not in gpu.features:
         raise DeviceError(f"{gpu.info.name} has no timestamp queries, so nothing on it can be timed")
     return gpu._device.create_query_set(type="timestamp", count=count)

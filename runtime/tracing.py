@@ -13,11 +13,10 @@ import numpy as np
 from . import timing
 from .adapter import AdapterInfo, DeviceError
 from .gpu import Gpu
-from .native import NULL, lib
+from .native import NULL, ffi, lib
 from .player import Call, GpuPlayer
 from .submission import Copy, Replay, encode
 
-INSIDE = "timestamp-query-inside-encoders"
 MOST = timing.STAMPS // 2  # submissions of a recording that are traced
 
 
@@ -35,7 +34,7 @@ class Span(NamedTuple):
 
 @dataclass
 class Frame:
-    """A submission: what it plays, when the host handed it over and knew that it was done (0: never waited for)."""
+    """A submission of one pass: what it plays, when the host handed it over and knew that it was done (0: never waited for)."""
 
     name: str
     index: int
@@ -75,20 +74,16 @@ class TracedGpu(Gpu):
         self._queries: Any = None
 
     def start(self) -> None:
-        """Begins a recording. Raises DeviceError where submissions cannot be timed."""
-        if INSIDE not in self.features:
-            raise DeviceError(f"{self.info.name} has no timestamps between passes, so frames cannot be traced")
-        self._queries = self._device.create_query_set(type="timestamp", count=timing.STAMPS)
+        """Begins a recording. Raises DeviceError without timestamp queries."""
+        self._queries = timing.query_set(self, timing.STAMPS)
         self._host, self._frames, self._on = [], [], True
 
     def stop(self) -> Recording:
         """Ends it. Raises DeviceError when nothing was submitted and waited for."""
         self._on = False
-        encoder = self._device.create_command_encoder()
-        ticks = timing.resolve(self, encoder, self._queries, timing.STAMPS)[: 2 * len(self._frames)]
-        known = [f for f in self._frames if f.known]
-        if not known:
+        if not any(f.known for f in self._frames):
             raise DeviceError("nothing was played while it was recorded")
+        ticks = timing.resolve(self, self._device.create_command_encoder(), self._queries, 2 * len(self._frames))
         spans = timing.seconds_of(self, ticks).reshape(-1, 2)
         earliest = max(f.handed - begin for f, (begin, _) in zip(self._frames, spans, strict=True))
         latest = min(f.known - end for f, (_, end) in zip(self._frames, spans, strict=True) if f.known)
@@ -107,24 +102,27 @@ class TracedGpu(Gpu):
                 self._host.append(Span(name, start, time.perf_counter()))
 
     def submit(self, steps: Iterable[Replay | Copy]) -> int:
-        if not self._on or len(self._frames) == MOST:
-            return super().submit(steps)
+        before = len(self._frames)
         index = super().submit(steps)
-        frame = self._frames[-1]
-        frame.index = index
-        self._host.append(Span("submit", frame.handed, time.perf_counter()))
+        if len(self._frames) > before:
+            frame = self._frames[-1]
+            frame.index = index
+            self._host.append(Span("submit", frame.handed, time.perf_counter()))
         return index
 
     def _encode(self, steps: Iterable[Replay | Copy]) -> Any:
-        if not self._on or len(self._frames) == MOST:
+        """As without a recording, but timestamps are written around the compute pass."""
+        steps = list(steps)
+        if not self._on or len(self._frames) == MOST or not isinstance(steps[0], Replay):
             return super()._encode(steps)
         with self.span("encode"):
             at = 2 * len(self._frames)
+            stamps = ffi.new("WGPUPassTimestampWrites *", {"querySet": self._queries._internal, "beginningOfPassWriteIndex": at,
+                                                           "endOfPassWriteIndex": at + 1})
+            descriptor = ffi.new("WGPUComputePassDescriptor *", {"timestampWrites": stamps})
             encoder = lib.wgpuDeviceCreateCommandEncoder(self._device._internal, NULL)
             try:
-                lib.wgpuCommandEncoderWriteTimestamp(encoder, self._queries._internal, at)
-                encode(encoder, steps)
-                lib.wgpuCommandEncoderWriteTimestamp(encoder, self._queries._internal, at + 1)
+                encode(encoder, steps, descriptor)
                 commands = lib.wgpuCommandEncoderFinish(encoder, NULL)
             finally:
                 lib.wgpuCommandEncoderRelease(encoder)

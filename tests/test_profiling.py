@@ -31,11 +31,22 @@ def told(gpu, tmp_path_factory):
     return json.loads((folder / "numbers.json").read_text()), json.loads((folder / "trace.json").read_text())
 
 
-def test_dispatches_add_up_to_the_step(told):
+def test_dispatches_add_up_to_the_step(gpu):
+    """One by one they take what the pass of all takes; the least of several turns, for the machine has other work."""
+    traced = TracedGpu(pick(gpu.info.name))
+    model = profiling.playing(compile_for(open_checkpoint(TALES), record_of(gpu), 64), traced)
+    list(model.stream([1, 2, 3], max_tokens=4))
+    dispatches = profiling.traced(model).dispatches("decode_1")
+    turns = [(timing.each(traced, dispatches).sum(), float(np.ptp(timing.passes(traced, [dispatches])))) for _ in range(8)]
+    apart, together = map(min, zip(*turns, strict=True))
+    assert 0.6 * together < apart < 1.7 * together
+    model.close()
+    traced.close()
+
+
+def test_the_numbers_fit_together(told):
     numbers = told[0]["decode"]
-    together = sum(r["us"] for r in numbers["dispatches"]) / 1e3
-    assert 0.3 * numbers["step_ms"] < together < 3 * numbers["step_ms"]
-    assert sum(r["share"] for r in numbers["dispatches"]) == pytest.approx(1)
+    assert numbers["step_ms"] > 0 and sum(r["share"] for r in numbers["dispatches"]) == pytest.approx(1)
     assert all(r["us"] > 0 and r["estimate_us"] > 0 and r["ceiling"] >= 0 for r in numbers["dispatches"])
     assert 0 <= numbers["gpu_idle"] < 1 and sum(numbers["cpu_parts_ms"].values()) == pytest.approx(numbers["cpu_ms"])
 

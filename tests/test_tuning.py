@@ -48,7 +48,15 @@ def test_a_record_that_does_not_parse_is_named(cache, text, why, capsys):
     file.write_text(text)
     with pytest.raises(ValueError, match=re.escape(f"{file} is no device record: ")) as error:
         device_for("Some GPU", (), {}, 0)
-    assert why in str(error.value)
+    assert why in str(error.value) and "measure again with tilewright probe" in str(error.value)
+
+
+def test_probe_replaces_a_record_that_does_not_parse(gpu, cache, monkeypatch):
+    user_file(gpu.info.name).parent.mkdir(parents=True)
+    user_file(gpu.info.name).write_text("name = ")
+    monkeypatch.setattr(probing, "probe", lambda gpu, known, show: probing.Probed(replace(known, width=77), 0, 0, 0))
+    command("probe")
+    assert read_device(user_file(gpu.info.name)).width == 77
 
 
 def test_the_users_record_comes_first(cache):
@@ -89,8 +97,6 @@ def test_timestamps_grow_with_the_work(gpu):
     assert (np.diff(spans.ravel()) >= 0).all()
     for seconds in (spans[:, 1] - spans[:, 0], timing.each(gpu, work, 3), np.array(gpu.profile(work, 3))):
         assert seconds[1] > 2 * seconds[0] > 0
-    plain = timing.each(gpu, work, 3).sum()
-    assert 0.3 * plain < np.ptp(timing.passes(gpu, [work])) < 3 * plain
 
 
 def test_the_faster_choice_wins(gpu, device):
