@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .commands import app as measuring
+from .options import Cache, Context, DeviceName, Dtype, ModelPath, Quantize
+
 if TYPE_CHECKING:       # what a command needs it imports itself, so that --help need not wait for it
     from .compiler.device import Device
     from .compiler.ir import Graph
@@ -17,13 +20,7 @@ DEMO = Path(__file__).parent / "frontends" / "demo" / "tales-llama4"
 LIMITS = ("max_buffer_size", "max_storage_buffer_binding_size", "max_storage_buffers_per_shader_stage",
           "max_compute_workgroup_storage_size", "max_compute_invocations_per_workgroup")
 
-ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="A Hugging Face folder, a GGUF file, or a .wgpu-llama package.")]
-DeviceName = Annotated[str, typer.Option("--device", help="auto, a part of an adapter's name, or reference (numpy, slow).")]
 TargetName = Annotated[str, typer.Option("--device", help="auto, a part of an adapter's name, or a device profile such as web-default.")]
-Context = Annotated[int | None, typer.Option(help="Positions for prompt and answer; if not given the model's own, at most 8192.")]
-Dtype = Annotated[str | None, typer.Option(help="How activations are stored: f32 (if not given) or f16.")]
-Cache = Annotated[str | None, typer.Option(help="How keys and values are stored: f32, f16 or q8_0; as --dtype if not given.")]
-Quantize = Annotated[str | None, typer.Option(help="Format of the weights, such as q8_0 or q4_0, some by name: q4_0,embedding=q8_0.")]
 MaxTokens = Annotated[int, typer.Option(min=0, help="Tokens to generate at most.")]
 Temperature = Annotated[float, typer.Option(help="0 always takes the likeliest token; more gives more variety.")]
 TopK = Annotated[int, typer.Option(help="Sample from so many of the likeliest tokens; 0 is off.")]
@@ -104,14 +101,18 @@ def demo(device: DeviceName = "auto",
 
 @app.command(name="compile")
 def compile_(model: ModelPath, output: Annotated[Path, typer.Option("--output", "-o", help="The package to write, NAME.wgpu-llama.")],
-             device: TargetName = "auto", context: Context = None, dtype: Dtype = None, cache: Cache = None, quantize: Quantize = None) -> None:
+             device: TargetName = "auto", context: Context = None, dtype: Dtype = None, cache: Cache = None, quantize: Quantize = None,
+             tune: Annotated[bool, typer.Option("--tune", help="First find this GPU's fastest kernels; they are kept.")] = False) -> None:
     """Compile a model into one file that any player can run.
 
     \b
     tilewright compile path/to/model -o model.wgpu-llama
     tilewright compile model.gguf -o model.wgpu-llama --device web-default
-    tilewright compile path/to/model -o model.wgpu-llama --quantize q4_0,embedding=q8_0
+    tilewright compile path/to/model -o model.wgpu-llama --quantize q4_0,embedding=q8_0 --tune
     """
+    if tune:
+        from . import measuring
+        measuring.tune_first(model, device, context, dtype, cache, quantize)
     pack(model, output, device, context, dtype, cache, quantize)
 
 
@@ -291,7 +292,7 @@ def view(model: ModelPath, output: Annotated[Path, typer.Option("--output", "-o"
 @app.command()
 def devices() -> None:
     """List the GPU adapters of this machine, and the device profiles."""
-    from .compiler.device import shipped_devices
+    from .compiler.device import shipped_devices, user_file
     from .runtime.adapter import DeviceError, adapters
     from .runtime.gpu import Gpu
     from .runtime.terminal import show_table
@@ -305,12 +306,18 @@ def devices() -> None:
         except DeviceError as error:
             size, opened = "unknown", [("trouble", str(error))]
         features = ", ".join(sorted(info.features & {"shader-f16", "subgroups", "timestamp-query"})) or "none"
-        known = [("backend", info.backend), ("kind", info.kind), ("driver", info.driver), ("features", features), ("subgroup size", size)]
+        own = user_file(info.name)
+        record = str(own) if own.exists() else "none of your own: tilewright probe measures this adapter"
+        known = [("backend", info.backend), ("kind", info.kind), ("driver", info.driver), ("record", record), ("features", features),
+                 ("subgroup size", size)]
         show_table(info.name + ("  (auto takes this one)" if number == 0 else ""), ("", ""), [*known, *opened])
     if not found:
         print("no GPU adapter was found, so auto plays in numpy (slowly). Install a Vulkan, Metal or Direct3D 12 driver; "
               "on Debian without a GPU: apt install mesa-vulkan-drivers libvulkan1\n")
     print(f"device profiles to compile for: {', '.join(d.name for d in shipped_devices())}")
+
+
+app.add_typer(measuring)
 
 
 def load(path: Path, device: str, context: int | None = None, dtype: str | None = None, cache: str | None = None,

@@ -13,20 +13,23 @@ import threading
 import time
 from pathlib import Path
 
+from ..frontends.checkpoint import PLAIN_DTYPES
 from .shapes import synthetic
 
 
-def write(shape: str, path: Path) -> int:
-    """A GGUF file of a shape in q4_0. Returns the bytes of its tensors."""
+def write(shape: str, path: Path, stored: str = "q4_0") -> int:
+    """A GGUF file of a shape without a tokenizer. Returns the bytes of its tensors."""
     import gguf
-    checkpoint = synthetic(shape, "q4_0")
+    checkpoint = synthetic(shape, stored)
     writer = gguf.GGUFWriter(str(path), checkpoint.config["general.architecture"])
     for key, value in checkpoint.config.items():
         if key != "general.architecture":
             (writer.add_float32 if isinstance(value, float) else writer.add_uint32)(key, value)
+    writer.add_tokenizer_model("no_vocab")
+    writer.add_vocab_size(checkpoint.tensors["token_embd.weight"].shape[0])
     for tensor in checkpoint.tensors.values():
-        if tensor.format == "q4_0":
-            writer.add_tensor(tensor.name, tensor.data.reshape(*tensor.shape[:-1], -1), raw_dtype=gguf.GGMLQuantizationType.Q4_0)
+        if tensor.format == stored and stored not in PLAIN_DTYPES:
+            writer.add_tensor(tensor.name, tensor.data.reshape(*tensor.shape[:-1], -1), raw_dtype=gguf.GGMLQuantizationType[stored.upper()])
         else:
             writer.add_tensor(tensor.name, tensor.array())
     writer.write_header_to_file()

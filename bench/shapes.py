@@ -23,6 +23,7 @@ def _metadata(arch: str, layers: int, hidden: int, ffn: int, heads: tuple[int, i
 SCOUT = {"expert_count": 16, "expert_used_count": 1, "expert_feed_forward_length": 8192, "interleave_moe_layer_step": 1}
 # metadata, vocabulary, whether the head is the embedding
 SHAPES: dict[str, tuple[dict[str, Any], int, bool]] = {
+    "tiny": (_metadata("llama", 4, 256, 768, (8, 2, 32)), 2048, True),      # for machines without a GPU
     "1b": (_metadata("llama", 16, 2048, 8192, (32, 8, 64)), 128256, True),
     "8b": (_metadata("llama", 32, 4096, 14336, (32, 8, 128)), 128256, False),
     "scout12": (_metadata("llama4", 12, 5120, 16384, (40, 8, 128), **SCOUT), 128256, False),

@@ -16,7 +16,6 @@ import numpy as np
 from .. import tuning
 from ..api import compile_for, open_gpu, plan_for, record_of
 from ..compiler.device import Device
-from ..compiler.pipeline import run_stages
 from ..frontends.checkpoint import Checkpoint
 from ..frontends.lower import lower
 from ..runtime.generate import Model
@@ -59,17 +58,11 @@ def tuned(gpu: Gpu, record: Device, checkpoint: Checkpoint, args: argparse.Names
     """The record with the best choices that were found in `args.tune` seconds, printed beside the default ones."""
     low = lower(checkpoint, plan_for(checkpoint, record, args.context, args.dtype, args.dtype))
     wanted = {n: g for n, g in low.graphs.items() if n == "decode_1" or (args.prefill and n == f"prefill_{max(low.model['prefill'])}")}
-    graphs = {name: graphs for name, graphs, _ in run_stages(wanted, record, KERNELS)}["cut weights"]
-    timings = list(tuning.tune(gpu, tuning.distinct_sites(graphs.values(), record), KERNELS, most=24, seconds=args.tune))
-    best = tuning.fastest(timings)
-    first: dict[str, tuning.Timing] = {}
-    for t in timings:
-        first.setdefault(t.signature, t)
-    for key, t in first.items():
-        fast = min((u for u in timings if u.signature == key), key=lambda u: u.seconds)
-        print(f"{t.seconds * 1e6:8.1f} -> {fast.seconds * 1e6:8.1f} us (estimate {fast.estimate * 1e6:8.1f}) {'+'.join(t.kinds)}: "
-              f"{t.choice} -> {fast.choice}")
-    return replace(record, tuned={**record.tuned, **best})
+    found = list(tuning.tune(gpu, tuning.work_of(wanted, record, KERNELS), KERNELS, most=24, seconds=args.tune))
+    for r in found:
+        print(f"{r.default.seconds * 1e6:8.1f} -> {r.best.seconds * 1e6:8.1f} us (estimate {r.best.estimate * 1e6:8.1f}) {'+'.join(r.kinds)}: "
+              f"{r.default.choice} -> {r.best.choice}")
+    return replace(record, tuned={**record.tuned, **tuning.chosen(found)})
 
 
 def main() -> None:

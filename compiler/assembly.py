@@ -127,23 +127,27 @@ def _arenas(compiled: Compiled) -> dict[str, int]:
 
 
 def _requirements(compiled: Compiled, device: Device, buffers: Mapping[str, int]) -> dict[str, Any]:
-    """What a device must offer to play the package."""
+    """What a device must offer to play the package; and for how many of its distinct ops tuning on the device chose."""
     features = sorted({f for s in compiled.shaders for f in s.needs})
     limits = {"max_buffer_size": max(buffers.values(), default=0),
               "max_storage_buffers_per_shader_stage": max((len(s.bindings) for s in compiled.shaders), default=0)}
     for name in ("max_compute_invocations_per_workgroup", "max_compute_workgroup_storage_size", "max_storage_buffer_binding_size"):
         limits[name] = 0
+    tuned = set[str]()
     for name, graph in compiled.graphs.items():
         if name in compiled.memories:
             for op in graph.ops:
                 site = Site(graph, op, device)
+                if device.tuned and device.tuned.get(site.signature) == op.choice:
+                    tuned.add(site.signature)
                 sizes = [b for n in site.bound for b in plane_bytes(graph.values[n].shape, graph.values[n].dtype, graph.values[n].layout)]
                 limits["max_storage_buffer_binding_size"] = max(limits["max_storage_buffer_binding_size"], *sizes)
     for shader in compiled.shaders:
         threads, memory = shader.threads, shader.workgroup_bytes
         limits["max_compute_invocations_per_workgroup"] = max(limits["max_compute_invocations_per_workgroup"], threads)
         limits["max_compute_workgroup_storage_size"] = max(limits["max_compute_workgroup_storage_size"], memory)
-    return {"name": device.name, "features": features, "limits": limits, "subgroup_size": device.subgroup_size if "subgroups" in features else 0}
+    return {"name": device.name, "features": features, "limits": limits, "subgroup_size": device.subgroup_size if "subgroups" in features else 0,
+            "tuned": len(tuned)}
 
 
 def _step_regions(compiled: Compiled) -> dict[str, tuple[int, int]]:

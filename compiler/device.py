@@ -1,7 +1,10 @@
 """What the compiler knows of a GPU: one record, read from devices/NAME.toml or made from an adapter's answers."""
 from __future__ import annotations
 
+import json
+import os
 import re
+import sys
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -21,6 +24,8 @@ DEFAULT_LIMITS = {
     "min_storage_buffer_offset_alignment": 256,
 }
 
+MEASURED = ("bandwidth", "launch", "flops", "width")
+
 
 @dataclass(frozen=True)
 class Device:
@@ -29,6 +34,7 @@ class Device:
     features: WebGPU names (shader-f16, subgroups); subgroup_size: measured, 0 when subgroups vary or are missing;
     bandwidth: bytes/s read from memory; launch: s a dependent dispatch; flops: f32 FLOP/s;
     width: invocations that run at once (cost model, split-KV); packed_dot: whether dot4I8Packed is faster than f32;
+    f16_flops, packed_ops: FLOP/s in f16 and operations/s by dot4I8Packed, 0 where nobody measured them (reports only);
     tuned: op signature to the choice that tuning found best.
     """
 
@@ -42,6 +48,8 @@ class Device:
     flops: float = 2e12
     width: int = 16384
     packed_dot: bool = False
+    f16_flops: float = 0.0
+    packed_ops: float = 0.0
     tuned: Mapping[str, Choice] = field(default_factory=dict)
 
     def limit(self, name: str) -> int:
@@ -64,11 +72,14 @@ REFERENCE = Device("reference", features=frozenset({"shader-f16"}))
 def read_device(path: Path) -> Device:
     """A record from a TOML file. Raises ValueError naming the file and what is wrong."""
     try:
-        data = tomllib.loads(path.read_text())
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
         tuned = {key: _choice(text) for key, text in data.pop("tuned", {}).items()}
         limits = DEFAULT_LIMITS | data.pop("limits", {})
+        re.compile(data.get("match", ""))
+        if wrong := [k for k in MEASURED if not (isinstance(data.get(k, 1), (int, float)) and data.get(k, 1) > 0)]:
+            raise ValueError(f"{wrong[0]} is {data[wrong[0]]!r}, not a number above 0")
         return Device(**{**data, "features": frozenset(data.get("features", ())), "limits": limits, "tuned": tuned})
-    except (OSError, TypeError, ValueError) as err:
+    except (OSError, TypeError, ValueError, re.error) as err:
         raise ValueError(f"{path} is no device record: {err}") from err
 
 
@@ -79,15 +90,48 @@ def _choice(text: str) -> Choice:
     return Choice(m[1], tuple((k, int(v)) for k, v in pairs))
 
 
-def write_device(device: Device) -> str:
-    """The record as TOML."""
-    lines = [f'name = "{device.name}"', f'match = "{device.match}"', f"features = {sorted(device.features)}".replace("'", '"'),
-             *(f"{k} = {getattr(device, k)!r}" for k in ("subgroup_size", "bandwidth", "launch", "flops", "width")),
+def write_device(device: Device, note: str = "") -> str:
+    """The record as TOML, under a comment."""
+    lines = [*(f"# {line}" for line in note.splitlines()), f"name = {_quoted(device.name)}", f"match = {_quoted(device.match)}",
+             f"features = {json.dumps(sorted(device.features))}",
+             *(f"{k} = {getattr(device, k)!r}" for k in ("subgroup_size", *MEASURED, "f16_flops", "packed_ops")),
              f"packed_dot = {str(device.packed_dot).lower()}",
              "", "[limits]", *(f"{k} = {v}" for k, v in device.limits.items())]
     if device.tuned:
-        lines += ["", "[tuned]", *(f'"{key}" = "{choice}"' for key, choice in device.tuned.items())]
+        lines += ["", "[tuned]", *(f"{_quoted(key)} = {_quoted(str(choice))}" for key, choice in device.tuned.items())]
     return "\n".join(lines) + "\n"
+
+
+def save_device(device: Device, path: Path, note: str = "") -> None:
+    """Write a record, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(write_device(device, note), encoding="utf-8")
+    part.replace(path)
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)     # the escapes of a JSON string are TOML's
+
+
+def user_folder() -> Path:
+    """Where records measured on this machine are kept: `tilewright` in the user's cache folder, which XDG_CACHE_HOME names if it is set."""
+    home = Path.home()
+    fallback = {"darwin": home / "Library" / "Caches", "win32": Path(os.environ.get("LOCALAPPDATA", home / "AppData" / "Local"))}
+    return Path(os.environ.get("XDG_CACHE_HOME") or fallback.get(sys.platform, home / ".cache")) / "tilewright" / "devices"
+
+
+def user_file(adapter: str) -> Path:
+    """The user's record of an adapter."""
+    return user_folder() / f"{re.sub(r'[^a-z0-9]+', '-', adapter.lower()).strip('-')}.toml"
+
+
+def user_devices() -> list[Device]:
+    """Raises ValueError naming a file that is no record."""
+    try:
+        return [read_device(p) for p in sorted(user_folder().glob("*.toml"))]
+    except ValueError as err:
+        raise ValueError(f"{err}; delete it, or measure again with tilewright probe") from err
 
 
 def shipped_devices() -> list[Device]:
@@ -96,7 +140,9 @@ def shipped_devices() -> list[Device]:
 
 def device_for(name: str, features: Iterable[str], limits: Mapping[str, int], subgroup_size: int,
                records: Iterable[Device] | None = None) -> Device:
-    """The record for an adapter: its own features and limits, with what a matching record has measured."""
-    known = next((d for d in (shipped_devices() if records is None else records) if d.match and re.search(d.match, name, re.I)), Device(name))
+    """The record for an adapter: its own features and limits, with what a matching record has measured, by default the user's
+    before those that come with the package. Raises ValueError naming a file that is no record."""
+    records = (*user_devices(), *shipped_devices()) if records is None else records
+    known = next((d for d in records if d.match and re.search(d.match, name, re.I)), Device(name))
     return replace(known, name=name, features=frozenset(features), limits={k: limits.get(k, v) for k, v in DEFAULT_LIMITS.items()},
                    subgroup_size=subgroup_size)

@@ -119,7 +119,8 @@ def tables(told: Record, tensors: bool = False) -> list[Table]:
     limits = [(k.removeprefix("max_").replace("_", " "), f"at least {v:,}") for k, v in device["limits"].items() if v]
     found: list[Table] = [
         ("model", ("", ""), [(k, " ".join(map(str, v)) if isinstance(v, list) else v) for k, v in told["model"].items()]),
-        ("device", ("", ""), [("compiled for", device["name"]), ("features", ", ".join(device["features"]) or "none"), *limits]),
+        ("device", ("", ""), [("compiled for", device["name"]), ("features", ", ".join(device["features"]) or "none"),
+                                ("ops whose kernels tuning chose", device.get("tuned", 0)), *limits]),
         ("programs", ("program", "dispatches", "distinct shaders"),
          [(n, p["dispatches"], p["shaders"]) for n, p in told["programs"].items()]),
         *(_dispatch_tables(told) if told["shaders"] else []),

@@ -12,14 +12,13 @@ from weakref import WeakSet
 import numpy as np
 import wgpu
 
-from . import native
+from . import native, timing
 from .adapter import AdapterInfo, DeviceError, webgpu_name
 from .native import NULL, ShaderError, ffi, guarded, lib
-from .submission import BindGroup, Buffer, Copy, Dispatch, Pipeline, Readback, Replay, encode, timed
+from .submission import BindGroup, Buffer, Copy, Dispatch, Pipeline, Readback, Replay, encode
 
 USEFUL = {"shader-f16", "subgroup", "timestamp-query", "timestamp-query-inside-passes", "timestamp-query-inside-encoders"}
 PIECE = 4 << 20  # big transfers go in pieces: wgpu keeps a second copy of what is under way, and fresh memory is slow
-DISPATCHES_PER_QUERY_SET = 2048  # two timestamps each, and WebGPU allows 4096 in a set
 ACCESS = {"read": wgpu.BufferBindingType.read_only_storage, "write": wgpu.BufferBindingType.storage}
 
 SUBGROUP_PROBE = """
@@ -219,13 +218,8 @@ class Gpu:
 
     def profile(self, dispatches: Sequence[Dispatch], repeat: int = 1) -> list[float]:
         """Seconds that each dispatch takes alone, the median of `repeat` runs through the whole list."""
-        if "timestamp-query" not in self.features:
-            raise DeviceError(f"{self.info.name} has no timestamp queries, so its dispatches cannot be timed")
-        calls = [*dispatches] * repeat
-        parts = [calls[i : i + DISPATCHES_PER_QUERY_SET] for i in range(0, len(calls), DISPATCHES_PER_QUERY_SET)]
-        with guarded(f"timing {len(calls)} dispatches"):
-            seconds = np.concatenate([timed(self._device, part) for part in parts])
-        return np.median(seconds.reshape(repeat, -1), axis=0).tolist()
+        spans = timing.passes(self, [[dispatch] for dispatch in [*dispatches] * repeat])
+        return np.median((spans[:, 1] - spans[:, 0]).reshape(repeat, -1), axis=0).tolist()
 
     @cached_property
     def subgroup_size(self) -> int:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-import wgpu
 
 from .adapter import DeviceError
 from .native import NULL, _api, ffi, guarded, lib
@@ -134,14 +133,14 @@ class Replay:
             dispatch(compute_pass, x, y, z)
 
 
-def encode(encoder: Any, steps: Iterable[Replay | Copy]) -> None:
-    """Writes the steps in their order; replays next to each other share a compute pass."""
+def encode(encoder: Any, steps: Iterable[Replay | Copy], descriptor: Any = NULL) -> None:
+    """Writes the steps in their order; replays next to each other share a compute pass, which gets the descriptor."""
     compute_pass = NULL
     try:
         for step in steps:
             if isinstance(step, Replay):
                 if not compute_pass:
-                    compute_pass = lib.wgpuCommandEncoderBeginComputePass(encoder, NULL)
+                    compute_pass = lib.wgpuCommandEncoderBeginComputePass(encoder, descriptor)
                 step.encode(compute_pass)
             else:
                 compute_pass = _end(compute_pass)
@@ -161,19 +160,3 @@ def _end(compute_pass: Any) -> Any:
         lib.wgpuComputePassEncoderEnd(compute_pass)
         lib.wgpuComputePassEncoderRelease(compute_pass)
     return NULL
-
-
-def timed(device: Any, dispatches: list[Dispatch]) -> np.ndarray:
-    """Seconds of each dispatch, from timestamps around a compute pass of its own."""
-    queries = device.create_query_set(type="timestamp", count=2 * len(dispatches))
-    ticks = device.create_buffer(size=16 * len(dispatches), usage=wgpu.BufferUsage.QUERY_RESOLVE | wgpu.BufferUsage.COPY_SRC)
-    encoder = device.create_command_encoder()
-    for i, dispatch in enumerate(dispatches):
-        stamps = {"query_set": queries, "beginning_of_pass_write_index": 2 * i, "end_of_pass_write_index": 2 * i + 1}
-        compute_pass = encoder.begin_compute_pass(timestamp_writes=stamps)
-        Replay([dispatch]).encode(compute_pass._internal)
-        compute_pass.end()
-    encoder.resolve_query_set(queries, 0, 2 * len(dispatches), ticks, 0)
-    device.queue.submit([encoder.finish()])
-    pairs = np.frombuffer(device.queue.read_buffer(ticks), np.uint64).reshape(-1, 2)
-    return (pairs[:, 1] - pairs[:, 0]).astype(np.int64) * 1e-9 * lib.wgpuQueueGetTimestampPeriod(device.queue._internal)

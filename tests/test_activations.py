@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tilewright
-from tilewright import tuning
 from tilewright.api import compile_for, plan_for, record_of
 from tilewright.compiler.device import shipped_devices
 from tilewright.compiler.pipeline import run_stages
@@ -52,18 +51,3 @@ def test_each_input_is_rounded_once_and_where_it_is_made():
     integers = [op.kinds for op in graph.ops if any(k.endswith("_q8") for k in op.kinds)]
     assert integers and not any("rms_norm" in kinds for kinds in integers), "a norm is a factor of the result"
     assert sum(len(op.kinds) > 1 for op in graph.ops) > len(graph.ops) / 2
-
-
-def test_tuning_finds_choices_that_win(gpu):
-    checkpoint = open_checkpoint(DEMO)
-    device = record_of(gpu)
-    low = lower(checkpoint, plan_for(checkpoint, device, 256, "f32", "f32"))
-    graphs = {name: g for name, g, _ in run_stages({"decode_1": low.graphs["decode_1"]}, device, KERNELS)}["cut weights"]
-    sites = dict(list(tuning.distinct_sites(graphs.values(), device).items())[:4])
-    timings = list(tuning.tune(gpu, sites, KERNELS, most=3, seconds=30))
-    assert timings and all(t.seconds > 0 for t in timings)
-    best = tuning.fastest(timings)
-    for key, choice in best.items():
-        assert choice == min((t for t in timings if t.signature == key), key=lambda t: t.seconds).choice
-    tuned = list(run_stages({"decode_1": low.graphs["decode_1"]}, replace(device, tuned=best), KERNELS))[-1][1]["decode_1"]
-    assert set(best.values()) <= {op.choice for op in tuned.ops}
