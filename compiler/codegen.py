@@ -5,6 +5,7 @@ each player adds what its front end wants (`Shader.needs` says which features ar
 """
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -12,6 +13,7 @@ from types import SimpleNamespace
 
 import jinja2
 
+from .elementwise_ops import FUNCTIONS
 from .ir import Choice, GraphError, Op
 from .kernel import Kernel, Site
 from .layouts import LAYOUTS
@@ -183,8 +185,16 @@ def render(site: Site, kernel: Kernel, choice: Choice) -> Shader:
         bindings.append("read")
     header += "".join(o.accessors() for o in {id(o): o for o in operands.values()}.values())
     needs = kernel.needs(site, schedule) | ({"shader-f16"} if any(o.dtype == "f16" and o.value.layout == "row" for o in bound) else set())
-    return Shader(f"// {choice}\n{header}{body}", tuple(bindings), frozenset(needs),
+    return Shader(f"// {choice}\n{header}{_functions(header + body)}{body}", tuple(bindings), frozenset(needs),
                   kernel.threads(site, schedule), kernel.workgroup_bytes(site, schedule))
+
+
+def _functions(text: str) -> str:
+    """The functions of element-wise ops that a text calls, and those that these call."""
+    found: dict[str, str] = {}
+    while called := {n for n in re.findall(r"(\w+)\(", text + "".join(found.values())) if n in FUNCTIONS} - found.keys():
+        found |= {n: FUNCTIONS[n] for n in sorted(called)}
+    return "".join(found.values())
 
 
 def _operands(site: Site) -> dict[str, Operand]:
