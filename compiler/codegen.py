@@ -167,7 +167,7 @@ def render(site: Site, kernel: Kernel, choice: Choice) -> Shader:
     """The shader of one op. Raises GraphError when its template cannot be rendered."""
     operands = _operands(site)
     schedule = dict(choice.schedule)
-    context = {**{name: operands[value] for name, value in site.operands.items()},
+    context = {**{name: operands[value] for name, value in site.operands.items() if value in operands},
                "outs": [operands[n] for n in site.op.outputs], "out": operands[site.op.outputs[0]],
                "attr": SimpleNamespace(**dict(site.anchor.attrs)), "norm": _norm(site, operands), "at": operands.__getitem__,
                "finish": Finish(site, operands), "rounding": _rounding(site, operands), "pairs": site.pairs, "literal": literal, **schedule}
@@ -214,7 +214,7 @@ def _operands(site: Site) -> dict[str, Operand]:
 
 def _norm(site: Site, operands: dict[str, Operand]):
     """The RMS norm that the kernel applies to x first, if any."""
-    if not site.prologue:
+    if not site.prologue or site.prologue[0].kind != "rms_norm":
         return None
     op = site.prologue[0]
     return SimpleNamespace(weight=operands[op.inputs[1]] if len(op.inputs) > 1 else None, eps=literal(op.attr("eps")))
