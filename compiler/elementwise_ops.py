@@ -256,20 +256,20 @@ def _where(condition: Value, a: Value, b: Value) -> Value:
 OPS["where"] = OpDef(("condition", "a", "b"), _where, lambda condition, a, b: np.where(condition != 0, a, b), wgsl="select({2}, {1}, {0} != 0)")
 
 
-def _casts(a: Value, *, dtype: str) -> Value:
-    need(dtype in NUMPY, f"unknown dtype {dtype}")
-    return Value(a.shape, dtype)
+def _casts(a: Value, *, to: str) -> Value:
+    need(to in NUMPY, f"unknown dtype {to}")
+    return Value(a.shape, to)
 
 
-def _to_integer(a, *, dtype):
+def _to_integer(a, *, to):
     """Towards zero, and to the nearest end where the number does not fit; what is no number gives 0."""
     return np.clip(np.nan_to_num(np.trunc(a.astype(np.float64)), nan=0.0), *INTEGERS[32]).astype(np.int32)
 
 
-OPS["to_float"] = OpDef(("a",), _casts, lambda a, dtype: a.astype(np.float32), wgsl="f32({0})")
+OPS["to_float"] = OpDef(("a",), _casts, lambda a, to: a.astype(np.float32), wgsl="f32({0})")
 OPS["to_integer"] = OpDef(("a",), _casts, _to_integer, wgsl="integer({0})")
-OPS["bits_to_float"] = OpDef(("a",), _casts, lambda a, dtype: a.view(np.float32), wgsl="bitcast<f32>({0})")
-OPS["float_to_bits"] = OpDef(("a",), _casts, lambda a, dtype: a.view(np.int32), wgsl="bitcast<i32>({0})")
+OPS["bits_to_float"] = OpDef(("a",), _casts, lambda a, to: a.view(np.float32), wgsl="bitcast<f32>({0})")
+OPS["float_to_bits"] = OpDef(("a",), _casts, lambda a, to: a.view(np.int32), wgsl="bitcast<i32>({0})")
 # 2147483520 is the greatest float below 2^31
 _function("integer", """fn integer(a: f32) -> i32 {
     if ((bitcast<u32>(a) & 0x7fffffffu) > 0x7f800000u) { return 0; }
