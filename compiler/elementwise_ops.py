@@ -57,7 +57,21 @@ def _truncated(a, b):
 
 
 _define("int_div", "a b", "({0} / {1})", _truncated, takes="i32")
-_define("remainder", "a b", "({0} - {1} * trunc({0} / {1}))", np.fmod, takes="f32")      # the sign of the dividend
+_define("remainder", "a b", "remainder({0}, {1})", np.fmod, takes="f32")      # the sign of the dividend
+_define("float_modulo", "a b", "float_modulo({0}, {1})", np.mod, takes="f32")    # the sign of the divisor
+_function("remainder", """fn remainder(a: f32, b: f32) -> f32 {
+    let wide = (bitcast<u32>(b) & 0x7fffffffu) == 0x7f800000u;
+    let size = (bitcast<u32>(a) & 0x7fffffffu);
+    if (b == 0.0 || size >= 0x7f800000u) { return nan(); }
+    if (wide) { return a; }
+    return a - b * trunc(a / b);
+}
+""")
+_function("float_modulo", """fn float_modulo(a: f32, b: f32) -> f32 {
+    let left = remainder(a, b);
+    return select(left, left + b, left != 0.0 && (left < 0.0) != (b < 0.0));
+}
+""")
 _define("int_remainder", "a b", "({0} % {1})", lambda a, b: a - _truncated(a, b) * b, takes="i32")
 _define("modulo", "a b", "((({0} % {1}) + {1}) % {1})", lambda a, b: np.mod(a, np.where(b == 0, 1, b)), takes="i32")     # the sign of the divisor
 
@@ -238,9 +252,10 @@ for _kind, _sign, _meaning in (("equal", "==", np.equal), ("less", "<", np.less)
 for _kind, _sign, _meaning in (("bit_and", "&", np.bitwise_and), ("bit_or", "|", np.bitwise_or), ("bit_xor", "^", np.bitwise_xor)):
     _define(_kind, "a b", f"({{0}} {_sign} {{1}})", _meaning, takes="i32")
 _define("bit_not", "a", "(~{0})", np.invert, takes="i32")
-_define("shift_left", "a b", "select({0} << u32({1} & 31), 0, {1} > 31)", lambda a, b: np.where(b > 31, 0, a << (b & 31)), takes="i32")
-_define("shift_right", "a b", "select(i32(u32({0}) >> u32({1} & 31)), 0, {1} > 31)",
-        lambda a, b: np.where(b > 31, 0, (a.view(np.uint32) >> (b & 31).astype(np.uint32)).view(np.int32)), takes="i32")
+# by more than 31, or less than 0, everything is shifted out
+_define("shift_left", "a b", "select({0} << (u32({1}) & 31u), 0, u32({1}) > 31u)",
+        lambda a, b: np.where((b > 31) | (b < 0), 0, a << (b & 31)), takes="i32")
+_define("shift_right", "a b", "({0} >> min(u32({1}), 31u))", lambda a, b: a >> np.where((b > 31) | (b < 0), 31, b), takes="i32")
 # by the bits: compilers may take it that no float is infinite or no number
 _define("is_nan", "a", "select(0, 1, (bitcast<u32>({0}) & 0x7fffffffu) > 0x7f800000u)", np.isnan, dtype="i32", takes="f32")
 _define("is_inf", "a", "select(0, 1, (bitcast<u32>({0}) & 0x7fffffffu) == 0x7f800000u)", np.isinf, dtype="i32", takes="f32")

@@ -84,9 +84,7 @@ def divided(g: Lowering, a: Tensor, b: Tensor) -> Tensor:
 def mod(g: Lowering, n: Node):
     a, b = n.input(0), n.input(1)
     if a.floating:
-        if n.attr("fmod", 0):
-            return g.each("remainder", a, b)
-        return g.each("sub", a, g.each("mul", b, g.each("floor", g.each("div", a, b))))
+        return g.each("remainder" if n.attr("fmod", 0) else "float_modulo", a, b)
     return g.each("int_remainder" if n.attr("fmod", 0) else "modulo", a, b)
 
 
@@ -178,6 +176,8 @@ def bit_cast(g: Lowering, n: Node):
     x, dtype = n.input(0), DTYPES[n.attr("to")].name
     if {x.dtype, dtype} == {"float32", "int32"}:
         return g.each("bits_to_float" if dtype == "float32" else "float_to_bits", x, dtype=dtype, to="f32" if dtype == "float32" else "i32")
+    if (x.dtype, dtype) == ("bool", "uint8"):
+        return g.cast(x, dtype)
     if NARROW.get(x.dtype, 32) == NARROW.get(dtype, 32) and "64" not in x.dtype + dtype and not x.floating and "float" not in dtype and "bool" not in (x.dtype, dtype):
         return g.cast(x, dtype)
     raise CheckpointError(f"a BitCast from {x.dtype} to {dtype} is not supported")

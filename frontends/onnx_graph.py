@@ -148,10 +148,10 @@ class Lowering(Tensors):
                 return folded
         if domain in STANDARD and node.op in OPERATORS:
             return OPERATORS[node.op](self, node)
-        function = self._standard_function(node, domain)
+        function, defaults = self._standard_function(node, domain)
         if function is None:
             raise CheckpointError(f"{self.where} uses {self._unknown()}, which Tilewright does not know")
-        return self.call(function, node.inputs, node.attributes)
+        return self.call(function, node.inputs, defaults | dict(node.attributes))
 
     def _fold(self, node: Node) -> Results | None:
         """The node in numpy, as the onnx package means it; None where that package cannot compute it."""
@@ -178,28 +178,29 @@ class Lowering(Tensors):
         """A function's body over these inputs."""
         scope: dict[str, Tensor | None] = dict.fromkeys(function.input)
         scope |= dict(zip(function.input, inputs, strict=False))
-        given = dict(attributes) | {a.name: self._attribute(a) for a in function.attribute_proto if a.name not in attributes}
+        given = {a.name: self._attribute(a) for a in function.attribute_proto} | dict(attributes)
         opsets = {o.domain if o.domain != "ai.onnx" else "": o.version for o in function.opset_import}
         for proto in ordered(function.node, set(scope), f"{self.where}: function {function.name}"):
             self.lower_nodes([_bound(proto, given)], scope, opsets)
-        return [scope[n] for n in function.output]
+        return [scope.get(n) for n in function.output]
 
-    def _standard_function(self, node: Node, domain: str) -> Any:
-        """The function that the standard defines an operator as, for these inputs; None if there is none."""
+    def _standard_function(self, node: Node, domain: str) -> tuple[Any, dict[str, Any]]:
+        """The function that the standard defines an operator as, for these inputs (None if there is none), and its default attributes."""
         onnx = onnx_library()
         try:
             schema = onnx.defs.get_schema(node.op, node.opset, domain)
         except onnx.defs.SchemaError:
-            return None
+            return None, {}
+        defaults = {name: self._attribute(a.default_value) for name, a in schema.attributes.items() if a.default_value.name}
         if schema.has_function:
-            return schema.function_body
+            return schema.function_body, defaults
         if not schema.has_context_dependent_function:
-            return None
+            return None, {}
         types = [onnx.TypeProto() if x is None else onnx.helper.make_tensor_type_proto(element_number(x.dtype), x.shape) for x in node.inputs]
         versions = schema.context_dependent_function_opset_versions
         version = max((v for v in versions if v <= node.opset), default=min(versions))
         body = schema.get_context_dependent_function_with_opset_version(version, node.proto.SerializeToString(), [t.SerializeToString() for t in types])
-        return onnx.FunctionProto.FromString(body)
+        return onnx.FunctionProto.FromString(body), defaults
 
     def _unknown(self) -> str:
         """The model's operators that nobody knows, as a list."""

@@ -266,7 +266,7 @@ def one_hot(g: Lowering, n: Node):
     depth = int(g.value_of(n.input(1), "the depth of a OneHot").reshape(-1)[0])
     axis = int(n.attr("axis", -1)) % (len(index.shape) + 1)
     index = g.cast(index, "int32")
-    index = g.each("modulo", index, known(np.int32(depth))) if depth else index
+    index = g.each("where", g.each("less", index, g.scalar(0, index), dtype="bool"), g.each("add", index, g.scalar(depth, index)), index, dtype="int32")
     wide = (*index.shape[:axis], depth, *index.shape[axis:])
     index = g.expand(g.reshape(index, (*index.shape[:axis], 1, *index.shape[axis:])), wide)
     hit = g.each("equal", index, g.iota(wide, axis), dtype="bool")
