@@ -5,6 +5,7 @@ each player adds what its front end wants (`Shader.needs` says which features ar
 """
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -12,6 +13,7 @@ from types import SimpleNamespace
 
 import jinja2
 
+from .elementwise_ops import FUNCTIONS
 from .ir import Choice, GraphError, Op
 from .kernel import Kernel, Site
 from .layouts import LAYOUTS
@@ -165,7 +167,7 @@ def render(site: Site, kernel: Kernel, choice: Choice) -> Shader:
     """The shader of one op. Raises GraphError when its template cannot be rendered."""
     operands = _operands(site)
     schedule = dict(choice.schedule)
-    context = {**{name: operands[value] for name, value in site.operands.items()},
+    context = {**{name: operands[value] for name, value in site.operands.items() if value in operands},
                "outs": [operands[n] for n in site.op.outputs], "out": operands[site.op.outputs[0]],
                "attr": SimpleNamespace(**dict(site.anchor.attrs)), "norm": _norm(site, operands), "at": operands.__getitem__,
                "finish": Finish(site, operands), "rounding": _rounding(site, operands), "pairs": site.pairs, "literal": literal, **schedule}
@@ -183,8 +185,16 @@ def render(site: Site, kernel: Kernel, choice: Choice) -> Shader:
         bindings.append("read")
     header += "".join(o.accessors() for o in {id(o): o for o in operands.values()}.values())
     needs = kernel.needs(site, schedule) | ({"shader-f16"} if any(o.dtype == "f16" and o.value.layout == "row" for o in bound) else set())
-    return Shader(f"// {choice}\n{header}{body}", tuple(bindings), frozenset(needs),
+    return Shader(f"// {choice}\n{header}{_functions(header + body)}{body}", tuple(bindings), frozenset(needs),
                   kernel.threads(site, schedule), kernel.workgroup_bytes(site, schedule))
+
+
+def _functions(text: str) -> str:
+    """The functions of element-wise ops that a text calls, and those that these call."""
+    found: dict[str, str] = {}
+    while called := {n for n in re.findall(r"(\w+)\(", text + "".join(found.values())) if n in FUNCTIONS} - found.keys():
+        found |= {n: FUNCTIONS[n] for n in sorted(called)}
+    return "".join(found.values())
 
 
 def _operands(site: Site) -> dict[str, Operand]:
@@ -204,7 +214,7 @@ def _operands(site: Site) -> dict[str, Operand]:
 
 def _norm(site: Site, operands: dict[str, Operand]):
     """The RMS norm that the kernel applies to x first, if any."""
-    if not site.prologue:
+    if not site.prologue or site.prologue[0].kind != "rms_norm":
         return None
     op = site.prologue[0]
     return SimpleNamespace(weight=operands[op.inputs[1]] if len(op.inputs) > 1 else None, eps=literal(op.attr("eps")))

@@ -33,7 +33,7 @@ class Site:
     @cached_property
     def operands(self) -> dict[str, str]:
         """The anchor's operand names to value names; an operand that the prologue makes is the prologue's own first operand."""
-        made = {p.outputs[0]: p.inputs[0] for p in self.prologue}
+        made = {p.outputs[0]: p.inputs[0] for p in self.prologue if p.inputs}
         return {name.rstrip("?"): made.get(value, value) for name, value in zip(OPS[self.anchor.kind].operands, self.anchor.inputs, strict=False)}
 
     def value(self, operand: str) -> Value:

@@ -522,3 +522,6 @@ def assemble(name: str, values: Mapping[str, Value], leaf: Callable[[str], np.nd
     if how == "rows":
         return parts[0][..., int(rest[1]):int(rest[2]), :]
     raise ValueError(f"%{name} has an unknown source {how}; known: concat, interleave, rows")
+
+
+from . import elementwise_ops, tensor_ops  # noqa: E402, F401: these add their ops to the table

@@ -353,3 +353,6 @@ for _kind in ("argmax", "sample"):
 
 
 __all__ = ["Case", "cases"]
+
+
+import tensor_cases  # noqa: E402, F401: which enters those of general tensors

@@ -40,10 +40,10 @@ def place(graph: Graph, alignment: int = 256) -> Memory:
     conflicts = networkx.Graph()
     conflicts.add_nodes_from(life)
     for i, op in enumerate(graph.ops):
-        reads = [home[n] for n in op.inputs if home[n] in temps]
-        for n in reads:
+        reads, writes = ({home[n] for n in names if home[n] in temps} for names in (op.inputs, op.outputs))
+        for n in reads | writes:
             life[n][1] = i
-        conflicts.add_edges_from((r, w) for r in reads for w in op.outputs if w in temps)
+        conflicts.add_edges_from((r, w) for r in sorted(reads) for w in sorted(writes) if r != w)
     colours = networkx.greedy_color(conflicts, strategy="largest_first")
     sizes = {n: -(-sum(plane_bytes(v.shape, v.dtype, v.layout)) // alignment) * alignment for n in life for v in (graph.values[n],)}
     places: dict[str, Place] = {}
@@ -71,12 +71,12 @@ def check(graph: Graph, memory: Memory) -> None:
     living: dict[str, Place] = {}
     for i, op in enumerate(graph.ops):
         reads = {home[n] for n in op.inputs} & memory.places.keys()
-        for name in (n for n in op.outputs if n in memory.places):
+        for name in (home[n] for n in op.outputs if home[n] in memory.places):
             mine = memory.places[name]
-            if clash := [r for r in reads if memory.places[r].arena == mine.arena]:
+            if clash := [r for r in reads if r != name and memory.places[r].arena == mine.arena]:
                 raise GraphError(f"after memory: op {i} reads %{clash[0]} and writes %{name} in one arena, {mine.arena}")
             for other, p in living.items():
-                if p.arena == mine.arena and p.offset < mine.offset + mine.size and mine.offset < p.offset + p.size:
+                if other != name and p.arena == mine.arena and p.offset < mine.offset + mine.size and mine.offset < p.offset + p.size:
                     raise GraphError(f"after memory: op {i} writes %{name} over %{other}, which is still to be read")
             living[name] = mine
         living = {n: p for n, p in living.items() if last.get(n, -1) > i}

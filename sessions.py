@@ -1,0 +1,149 @@
+"""Graphs of tensors: an ONNX model, or a package of one, that takes arrays and gives arrays."""
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .compiler.assembly import build_package
+from .compiler.device import REFERENCE, Device
+from .compiler.ir import GraphError
+from .compiler.package import Package, open_package
+from .compiler.pipeline import compile_graphs
+from .frontends.checkpoint import CheckpointError
+from .frontends.onnx import NeedsValue, lower_onnx
+from .frontends.onnx_file import DTYPES, check_model, is_onnx, open_model
+from .frontends.onnx_graph import input_shapes
+from .frontends.onnx_tensors import Shape
+from .runtime.gpu import Gpu
+from .runtime.tensors import PROGRAM, ReferenceTensors, TensorError, TensorPlayer, named_dtype
+from .templates import KERNELS
+
+Shapes = Mapping[str, Sequence[int]]
+
+
+class Session:
+    """An opened graph. It is compiled at its first run, again for other shapes of the inputs, and for other contents of those inputs that
+    decide shapes (such as the axes of a reduction); what was compiled is kept."""
+
+    def __init__(self, source: Any, where: str, gpu: Gpu | None, record: Device):
+        """source: a ModelProto, or a Package that was compiled for fixed shapes."""
+        self._source, self._where, self._gpu, self._record = source, where, gpu, record
+        self._static: frozenset[str] = frozenset()
+        self._players: dict[tuple, TensorPlayer | ReferenceTensors] = {}
+
+    @property
+    def inputs(self) -> dict[str, tuple[str, list[int | str]]]:
+        """Dtype and shape of every input; open sizes have the names that the model gives them."""
+        if isinstance(self._source, Package):
+            return {n: (e["dtype"], e["shape"]) for n, e in self._source.manifest["model"]["inputs"].items()}
+        made = {t.name for t in self._source.graph.initializer}
+        return {v.name: _declared(v) for v in self._source.graph.input if v.name not in made}
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The outputs by name. feeds: an array for every input.
+
+        Raises TensorError for feeds that do not fit the graph, CheckpointError or GraphError where it cannot be compiled."""
+        arrays = self._checked(feeds)
+        key = self._key(arrays)
+        if key not in self._players:
+            package = self._package(arrays)
+            key = self._key(arrays)
+            self._players[key] = ReferenceTensors(package) if self._gpu is None else TensorPlayer(package, self._gpu)
+        return self._players[key].run(arrays)
+
+    def _key(self, arrays: Mapping[str, np.ndarray]) -> tuple:
+        """What the compiled graph depends on."""
+        return tuple((n, a.shape, a.tobytes() if n in self._static else b"") for n, a in sorted(arrays.items()))
+
+    def _package(self, arrays: Mapping[str, np.ndarray]) -> Package:
+        if isinstance(self._source, Package):
+            return self._source
+        shapes = input_shapes(self._source, self._where, {n: a.shape for n, a in arrays.items()})
+        package, self._static = compile_tensors(self._source, self._where, self._record, shapes, arrays, self._static)
+        return package
+
+    def _checked(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        inputs = self.inputs
+        if missing := [n for n in inputs if n not in feeds]:
+            raise TensorError(f"{self._where}: the input {missing[0]} is missing; the graph takes {', '.join(inputs)}")
+        if unknown := [n for n in feeds if n not in inputs]:
+            raise TensorError(f"{self._where} has no input {unknown[0]}; it takes {', '.join(inputs)}")
+        arrays = {}
+        for name, (dtype, shape) in inputs.items():
+            array = np.asarray(feeds[name])
+            fits = len(array.shape) == len(shape) and all(isinstance(d, str) or d == a for a, d in zip(array.shape, shape, strict=True))
+            if not fits and "?" != shape:
+                raise TensorError(f"{self._where}: the input {name} has the shape {shape}, not {list(array.shape)}")
+            if array.dtype != named_dtype(dtype):
+                raise TensorError(f"{self._where}: the input {name} is {dtype}, not {array.dtype}")
+            arrays[name] = array
+        return arrays
+
+    def close(self) -> None:
+        """Free the memory, and the device."""
+        for player in self._players.values():
+            player.close()
+        self._players.clear()
+        if self._gpu:
+            self._gpu.close()
+
+
+def _declared(value: Any) -> tuple[str, Any]:
+    kind = value.type.tensor_type
+    dtype = DTYPES[kind.elem_type].name if kind.elem_type in DTYPES else "unknown"
+    if not kind.HasField("shape"):
+        return dtype, "?"
+    return dtype, [d.dim_value if d.HasField("dim_value") else d.dim_param or "?" for d in kind.shape.dim]
+
+
+def compile_tensors(model: Any, where: str, device: Device, shapes: Mapping[str, Shape], feeds: Mapping[str, np.ndarray] | None = None,
+                    static: frozenset[str] = frozenset()) -> tuple[Package, frozenset[str]]:
+    """The package of a ModelProto for a device and these shapes, and the inputs whose contents it was compiled for."""
+    try:
+        lowered = lower_onnx(model, where, shapes, feeds or {}, static)
+    except NeedsValue as error:
+        raise CheckpointError(f"{where}: {error} depends on the contents of {', '.join(sorted(error.origins)) or 'what is computed'}, so it "
+                              "cannot be compiled ahead; use tilewright.session, or make these initializers") from None
+    compiled = compile_graphs({PROGRAM: lowered.graph}, device, {} if device is REFERENCE else KERNELS)
+    return build_package(compiled, device, lowered.model, lowered.leaves.__getitem__), lowered.static
+
+
+def compile_onnx(path: str | Path, device: Device, shapes: Shapes | None = None) -> Package:
+    """The package of an ONNX file. shapes: by input, or sizes by the name of an open dimension ({"batch": [1]}).
+
+    Raises CheckpointError for a bad file, and where shapes stay open."""
+    model = open_model(path)
+    return compile_tensors(model, str(path), device, input_shapes(model, str(path), shapes or {}))[0]
+
+
+def is_tensors(package: Package) -> bool:
+    """Whether a package is a graph of tensors rather than a language model."""
+    return "outputs" in package.manifest["model"]
+
+
+def session(source: Any, device: str = "auto") -> Session:
+    """Open an ONNX file, an onnx.ModelProto, or a package that was compiled from one, to run with arrays.
+
+    device: "auto", a part of an adapter's name, or "reference" (numpy). Floats compute in float32, integers in 32 bits.
+    Raises CheckpointError when the file is not whole, PackageError when the package is not.
+    """
+    from .api import open_gpu, record_of
+    model: Any
+    where = str(source) if isinstance(source, (str, Path)) else "the model"
+    if not isinstance(source, (str, Path)):
+        check_model(source, where)
+        model = source
+    elif is_onnx(source) or not Path(source).exists():
+        model = open_model(source)
+    else:
+        model = open_package(source)
+        if not is_tensors(model):
+            raise CheckpointError(f"{source} is a language model: open it with tilewright.load")
+    gpu = open_gpu(device)
+    return Session(model, where, gpu, record_of(gpu))
+
+
+__all__ = ["GraphError", "Session", "compile_onnx", "compile_tensors", "is_tensors", "session"]
