@@ -26,11 +26,12 @@ export class Gpu {
         const device = await adapter.requestDevice(required(variant.device, adapter)).catch(error => {
             throw new DeviceError(`the GPU cannot be opened: ${error.message}`, "failed");
         });
-        return { gpu: new Gpu(adapter, device), variant };
+        return { gpu: new Gpu(api, adapter, device), variant };
     }
 
-    /** @param {GPUAdapter} adapter @param {GPUDevice} device */
-    constructor(adapter, device) {
+    /** @param {GPU | undefined} api @param {GPUAdapter} adapter @param {GPUDevice} device */
+    constructor(api, adapter, device) {
+        this.owners = [api, adapter];       // Dawn in Node dies with them, device and all
         this.device = device;
         this.queue = device.queue;
         this.info = adapter.info;
