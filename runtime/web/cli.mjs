@@ -1,0 +1,122 @@
+/** The player in Node, over Dawn (the npm package `webgpu`): node cli.mjs FILE --prompt TEXT */
+import { open } from "node:fs/promises";
+import { createRequire } from "node:module";
+import { basename, join } from "node:path";
+import { pathToFileURL } from "node:url";
+import { parseArgs } from "node:util";
+
+const USAGE = `usage: node cli.mjs FILE [--prompt TEXT | --ids 1,2,3 | --chat TEXT] [--max-tokens N] [--temperature T] [--top-k K] [--top-p P]
+    [--min-p P] [--repeat-penalty R] [--seed S] [--stop TEXT] [--json] [--profile] [--logits 1,2,3] [--dawn toggle,toggle]
+The npm package webgpu is looked for from the current folder.`;
+
+const text = { type: /** @type {const} */ ("string") }, flag = { type: /** @type {const} */ ("boolean") };
+const OPTIONS = {
+    prompt: text, ids: text, chat: text, "max-tokens": text, temperature: text, "top-k": text, "top-p": text, "min-p": text,
+    "repeat-penalty": text, seed: text, stop: text, json: flag, profile: flag, logits: text, dawn: text,
+};
+
+/** What is wrong with the command or with where it runs; the message is one clear sentence. */
+class CommandError extends Error {}
+
+/** Dawn as what a browser has in `navigator.gpu`. @param {string} toggles @param {boolean} profile */
+async function openDawn(toggles, profile) {
+    let path;
+    try {
+        path = createRequire(join(process.cwd(), "_")).resolve("webgpu");
+    } catch {
+        throw new CommandError("WebGPU for Node was not found from the current folder: run npm install webgpu in it");
+    }
+    const { create, globals } = await import(pathToFileURL(path).href);
+    Object.assign(globalThis, globals);
+    // Browsers round timestamps against fingerprinting; a profile wants them as they are.
+    return create([...toggles ? [`enable-dawn-features=${toggles}`] : [], ...profile ? ["disable-dawn-features=timestamp_quantization"] : []]);
+}
+
+/** A file as a source that reads its ranges. @param {string} path */
+async function openFile(path) {
+    const file = await open(path).catch(error => { throw new CommandError(`${path} cannot be read: ${error.code === "ENOENT" ? "there is no such file" : error.message}`); });
+    const read = async (offset, length) => {
+        const { buffer, bytesRead } = await file.read(new Uint8Array(length), 0, length, offset);
+        return buffer.subarray(0, bytesRead);
+    };
+    return { size: (await file.stat()).size, name: basename(path), read, close: () => void file.close() };
+}
+
+/** @param {string} option @param {string | undefined} list */
+function numbers(option, list) {
+    if (list === undefined) return undefined;
+    const found = list.split(",").map(Number);
+    if (!list || found.some(Number.isNaN)) throw new CommandError(`--${option} takes numbers with commas between them, not '${list}'`);
+    return found;
+}
+
+/** @param {Record<string, any>} given */
+function generation(given) {
+    const number = option => numbers(option, given[option])?.[0];
+    return {
+        maxTokens: number("max-tokens"), temperature: number("temperature"), topK: number("top-k"), topP: number("top-p"), minP: number("min-p"),
+        repeatPenalty: number("repeat-penalty"), seed: given.seed === undefined ? undefined : BigInt(given.seed), stop: given.stop,
+    };
+}
+
+/**
+ * How busy the GPU was from the second step on: the first is preceded by the prompt.
+ *
+ * @param {[begin: number, end: number][]} steps nanoseconds
+ */
+function usage(steps) {
+    const [first, ...rest] = steps.slice(1), last = rest[rest.length - 1];
+    if (!last) return undefined;
+    const all = last[1] - first[0], idle = rest.reduce((sum, [begin], i) => sum + Math.max(0, begin - (rest[i - 1] ?? first)[1]), 0);
+    return { steps: rest.length + 1, milliseconds_a_step: all / (rest.length + 1) / 1e6, idle_percent: 100 * idle / all };
+}
+
+/** @param {import("./generate.js").Model} model @param {Record<string, any>} given */
+async function play(model, given) {
+    if (given.logits) {
+        const ids = numbers("logits", given.logits) ?? [], width = model.info.vocab_size, logits = await model.logits(ids);
+        return { logits: ids.map((_, row) => Array.from(logits.subarray(row * width, (row + 1) * width))) };
+    }
+    const prompt = given.chat === undefined ? numbers("ids", given.ids) ?? given.prompt
+        : model.tokens().encode(await model.chat([{ role: "user", content: given.chat }]), { addSpecialTokens: false });
+    const stream = model.stream(prompt ?? "", generation(given)), { recording } = model.player.gpu;
+    if (given.profile && !recording) throw new CommandError(`${model.player.gpu.name} has no timestamp queries, so its steps cannot be timed`);
+    if (given.profile) recording?.start();
+    const start = performance.now(), tokens = [], pieces = [];
+    for await (const { token, text: piece } of stream) {
+        tokens.push(token);
+        pieces.push(piece);
+        if (!given.json) process.stdout.write(piece);
+    }
+    const seconds = (performance.now() - start) / 1000, profile = given.profile ? usage(await recording?.stop() ?? []) : undefined;
+    if (!given.json) process.stdout.write("\n");
+    return { tokens, pieces, text: pieces.join(""), finish_reason: stream.finishReason, seconds, ...profile && { profile } };
+}
+
+async function main() {
+    let command;
+    try {
+        command = parseArgs({ options: OPTIONS, allowPositionals: true });
+    } catch (error) {
+        throw new CommandError(`${error.message}\n${USAGE}`);
+    }
+    const { values: given, positionals: [path, ...more] } = command;
+    if (!path || more.length) throw new CommandError(USAGE);
+    const gpu = await openDawn(given.dawn ?? "", given.profile ?? false);
+    const { load } = await import("./tilewright.js");
+    const model = await load(await openFile(path), { gpu });
+    try {
+        const result = await play(model, given);
+        if (given.json || given.logits) console.log(JSON.stringify(result));
+        else if (result.profile) console.error(JSON.stringify(result.profile));
+    } finally {
+        model.dispose();
+    }
+}
+
+const SENTENCES = ["PackageError", "DeviceError", "PromptError", "TokenizerError"];
+await main().catch(error => {
+    if (!(error instanceof CommandError) && !SENTENCES.includes(error.name)) throw error;
+    console.error(`tilewright: ${error.message}`);
+    process.exitCode = 1;
+});

@@ -1,0 +1,117 @@
+/** The `.wgpu-llama` file as compiler/package.py describes it: a manifest, and blobs that are read in pieces. */
+import { crc32 } from "./crc32.js";
+import { PackageError } from "./errors.js";
+
+const FORMAT = "wgpu-llama", VERSION = 1;
+const LONGEST = 1 << 28;    // bytes of a header: more means that the file is something else
+const PIECE = 4 << 20;      // bytes of a blob that are in memory at once
+const NEEDED = ["model", "weights", "blobs"], NEEDED_OF_VARIANT = ["device", "states", "buffers", "shaders", "programs"];
+
+/**
+ * @typedef {Record<string, any>} Manifest one variant's programs, with what all variants share
+ * @typedef {{ name: string, features: string[], language?: string[], limits: Record<string, number>, subgroup_size: number }} Needs
+ */
+
+export class Package {
+    /**
+     * Read the header and check it.
+     *
+     * @param {import("./source.js").Source} source
+     * @returns {Promise<Package>}
+     * @throws {PackageError} with the reason when the file is not whole, or is something else
+     */
+    static async open(source) {
+        const name = source.name ?? "the package";
+        const head = await source.read(0, 4);
+        const length = head.length === 4 ? new DataView(head.buffer, head.byteOffset).getUint32(0, true) : Infinity;
+        if (length > LONGEST || length + 4 > source.size) throw tooLong(name);
+        const text = await source.read(4, length);
+        if (text.length < length) throw tooLong(name);
+        return new Package(source, name, parse(text, name), 4 + length);
+    }
+
+    /** @param {import("./source.js").Source} source @param {string} name @param {Manifest} manifest @param {number} start of the blobs */
+    constructor(source, name, manifest, start) {
+        this.source = source;
+        this.name = name;
+        this.start = start;
+        /** @type {Record<string, { offset: number, size: number, crc32: string }>} */
+        this.blobs = manifest.blobs;
+        const { variants, ...shared } = manifest;
+        /** @type {Manifest[]} the most demanding first */
+        this.variants = (variants ?? [{}]).map(v => ({ ...shared, ...v, model: { ...shared.model, ...v.model } }));
+        this.check();
+    }
+
+    check() {
+        const lacks = [...NEEDED.filter(key => !this.variants[0]?.[key]), ...NEEDED_OF_VARIANT.filter(key => this.variants.some(v => !v[key]))];
+        if (lacks.length) throw new PackageError(`${this.name} is damaged: its header lacks ${lacks.join(", ")}`);
+        for (const [blob, { offset, size }] of Object.entries(this.blobs)) {
+            const end = this.start + offset + size;
+            if (!(offset >= 0 && size >= 0 && end <= this.source.size)) throw this.truncated(blob, end, this.source.size);
+        }
+    }
+
+    /**
+     * The bytes of a blob in order. The next piece is read while the caller works on the one before.
+     *
+     * @param {string} blob
+     * @returns {AsyncGenerator<Uint8Array>}
+     * @throws {PackageError} after the last one when the checksum does not match; `blob` of the error then says which
+     */
+    async *pieces(blob) {
+        const { offset, size, crc32: expected } = this.blobs[blob];
+        const read = async at => this.source.read(this.start + offset + at, Math.min(PIECE, size - at));
+        let next = size ? read(0) : undefined, checksum = 0;
+        for (let at = 0; at < size;) {
+            const piece = await /** @type {Promise<Uint8Array>} */ (next);
+            const end = at + piece.length;
+            if (piece.length < Math.min(PIECE, size - at)) throw this.truncated(blob, this.start + offset + size, this.start + offset + end);
+            next = end < size ? read(end) : undefined;
+            next?.catch(() => {});      // is reported when its turn comes, if it comes
+            checksum = crc32(piece, checksum);
+            yield piece;
+            at = end;
+        }
+        if (checksum.toString(16).padStart(8, "0") !== expected) {
+            throw new PackageError(`${this.name} is damaged: the checksum of '${blob}' does not match; copy or compile it again`, blob);
+        }
+    }
+
+    /** @param {string} blob @returns {Promise<Uint8Array>} all of it */
+    async read(blob) {
+        const bytes = new Uint8Array(this.blobs[blob].size);
+        let at = 0;
+        for await (const piece of this.pieces(blob)) {
+            bytes.set(piece, at);
+            at += piece.length;
+        }
+        return bytes;
+    }
+
+    /** @param {string} blob @param {number} end @param {number} size */
+    truncated(blob, end, size) {
+        const count = number => number.toLocaleString("en");
+        return new PackageError(`${this.name} is truncated: '${blob}' ends at byte ${count(end)} but the file has ${count(size)}; copy or compile it again`);
+    }
+}
+
+/** @param {string} name */
+function tooLong(name) {
+    return new PackageError(`${name} is no .wgpu-llama file, or only a piece of one: its header is longer than the file`);
+}
+
+/** @param {Uint8Array} text @param {string} name @returns {Manifest} */
+function parse(text, name) {
+    let manifest;
+    try {
+        manifest = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(text));
+    } catch (error) {
+        throw new PackageError(`${name} is no .wgpu-llama file: its header is damaged (${error.message})`);
+    }
+    if (manifest?.format !== FORMAT) throw new PackageError(`${name} is a '${manifest?.format}' file, not a .wgpu-llama package`);
+    if (manifest.version !== VERSION) {
+        throw new PackageError(`${name} is version ${manifest.version} of the format, this player reads version ${VERSION}: compile it again`);
+    }
+    return manifest;
+}
