@@ -81,7 +81,8 @@ def test_a_weight_in_float32_is_not_rounded_for():
     rewritten(g, g.Mul(g.weight(16), g.Div(up, root(g, up, 1e-5))), Cast=1, RMSNormalization=1)
 
 
-@pytest.mark.parametrize("what", ["eps behind the root", "another axis", "two axes", "a cube", "another divided", "no eps", "of doubles", "dropped axis"])
+@pytest.mark.parametrize("what", ["eps behind the root", "another axis", "two axes", "a cube", "another divided", "no eps", "of doubles",
+                                  "dropped axis"])
 def test_what_is_no_rms_norm(what):
     g = Written()
     x = g.input("x", (5, 5, 5), np.float64 if what == "of doubles" else np.float32)
@@ -191,6 +192,13 @@ def test_what_is_no_gelu(half, by, one):
     g = Written()
     x = g.input("x", (3, 4))
     untouched(g, g.Mul(g.Mul(x, g.Add(one, g.Erf(g.Div(x, by)))), half))
+
+
+def test_a_division_by_zero_is_left_alone():
+    g = Written()
+    x = g.input("x", (3, 4))
+    model = g.model(g.Mul(g.Div(x, 0.0), g.Sigmoid(x)))
+    assert kinds(rewrite(model)) == kinds(model)
 
 
 def test_values_that_graphs_inside_nodes_take_stay():

@@ -94,7 +94,7 @@ def test_neighbours(data, sizes, how, whole):
     assert node(rewritten(g, y, RotaryEmbedding=1), "RotaryEmbedding")["interleaved"] == 1
 
 
-@pytest.mark.parametrize("rest", [2, 6])
+@pytest.mark.parametrize("rest", [0, 2, 6])
 def test_partial(rest):
     g = Written(18)
     x = g.input("x", (1, 2, 3, 4 + rest))
@@ -103,10 +103,11 @@ def test_partial(rest):
     low, high = halves(g, part, 4, False)
     y = g.Add(g.Mul(part, cos), g.Mul(g.Concat(g.Neg(high), low, axis=-1), sin))
     after = rewritten(g, g.Concat(y, g.part(x, 4, 99), axis=-1), RotaryEmbedding=1)
-    assert node(after, "RotaryEmbedding")["rotary_embedding_dim"] == 4
+    assert node(after, "RotaryEmbedding").get("rotary_embedding_dim", 0) == 4 * (rest > 0)
 
 
-@pytest.mark.parametrize("what", ["halves differ", "the other half is turned", "no sign", "signs both", "sin of other rows", "a head of its own", "cut elsewhere"])
+@pytest.mark.parametrize("what", ["halves differ", "the other half is turned", "no sign", "signs both", "sin of other rows", "a head of its own",
+                                  "cut elsewhere"])
 def test_what_is_no_rotation(what):
     g = Written()
     x = g.input("x", (1, 2, 3, 4))
@@ -131,12 +132,25 @@ def test_neighbours_that_are_put_beside_each_other_are_halves_no_longer():
     untouched(g, g.Concat(g.Sub(g.Mul(a, cos), g.Mul(b, sin)), g.Add(g.Mul(a, sin), g.Mul(b, cos)), axis=-1))
 
 
-def test_heads_are_turned_where_projections_leave_them():
-    g = Written(18)
+def test_pairs_one_below_the_other_are_no_neighbours():
+    """With d = 4, stacking before the last axis gives the same shapes as stacking behind it."""
+    g = Written()
+    x = g.input("x", (1, 2, 3, 4))
+    cos, sin = angles(g, (1, 1, 3, 4), False)
+    a, b = pairs(g, x, (1, 2, 3, 4), "slice")
+    turned = g.Sub(g.Mul(a, cos), g.Mul(b, sin)), g.Add(g.Mul(a, sin), g.Mul(b, cos))
+    untouched(g, g.Reshape(g.Concat(*(g.Unsqueeze(v, g.ints(-2)) for v in turned), axis=-2), g.ints(1, 2, 3, 4)))
+
+
+@pytest.mark.parametrize("normed", [False, True])
+def test_heads_are_turned_where_projections_leave_them(normed):
+    g = Written(23)
     x = g.input("x", (2, 3, 8))
     cos, sin = angles(g, (1, 1, 3, 4), True)
     heads = g.Transpose(g.Reshape(x, g.ints(2, 3, 2, 4)), perm=[0, 2, 1, 3])
+    heads = g.RMSNormalization(heads, g.weight(4)) if normed else heads
     low, high = halves(g, heads, 4, False)
     y = g.Add(g.Mul(heads, cos), g.Mul(g.Concat(g.Neg(high), low, axis=-1), sin))
-    after = rewritten(g, g.Reshape(g.Transpose(y, perm=[0, 2, 1, 3]), g.ints(2, 3, 8)), RotaryEmbedding=1)
+    norms = {"RMSNormalization": 1, "Reshape": 2} if normed else {}
+    after = rewritten(g, g.Reshape(g.Transpose(y, perm=[0, 2, 1, 3]), g.ints(2, 3, 8)), RotaryEmbedding=1, **norms)
     assert node(after, "RotaryEmbedding")["num_heads"] == 2

@@ -97,7 +97,7 @@ def _added(found: Found) -> str | None:
         return None
     chosen = found.get("keep") or found.get("drop")
     array = view.array(chosen) if chosen in view.tensors else None
-    if array is not None and array.any(-1).all() if found.get("keep") else array is not None and not array.all(-1).any():
+    if array is not None and (array if found.get("keep") else ~array).any(-1).all():
         return found.constant(array if found.get("keep") else ~array, "mask")
     zero = found.constant(np.zeros((), helper.tensor_dtype_to_np_dtype(view.types[found["floor"]])))
     made = found.node("Where", chosen, *((zero, found["floor"]) if found.get("keep") else (found["floor"], zero)))

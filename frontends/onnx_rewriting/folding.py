@@ -98,6 +98,8 @@ def _source(view: View, node: NodeProto) -> str | None:
     kind = node.op_type
     if kind == "Identity" or (kind in ("Concat", "Sum", "Max", "Min", "Mean") and len(node.input) == 1):
         return x
+    if kind == "Concat":        # with nothing
+        return next((n for n in node.input if view.shape(n) is not None and view.shape(n) == view.shape(y)), None)
     if kind == "Cast" and _type(view, x) == _type(view, y):
         return x
     if kind == "Dropout" and not any(view.users[n] for n in node.output[1:]) and (len(node.input) < 3 or _is(view, node.input[2], 0)):

@@ -38,6 +38,12 @@ def _rotary(found: Found) -> bool:
     return True
 
 
+def _norm(found: Found) -> bool:
+    kept = {n: attribute(found.view.producer[found.root], n) for n in ("epsilon", "stash_type")}
+    found.node("Transpose", found.node("RMSNormalization", found["x"], found["w"], axis=-1, **kept), out=found.root, perm=FRONT)
+    return True
+
+
 def _attention(found: Found) -> bool:
     if not _sized(found, "q", "k", "v"):
         return False
@@ -59,4 +65,5 @@ def _attentions(*rest: Pattern) -> Pattern:
 
 others = tuple(Any(n) for n in ("mask", "past_k", "past_v", "length"))
 turned = op.RotaryEmbedding(rows("x"), Any("cos"), Any("sin")) | op.RotaryEmbedding(rows("x"), Any("cos"), Any("sin"), Any("position"))
-RULES = (Rule(turned, _rotary), *(Rule(_attentions(*others[:n]), _attention) for n in (0, 1, 3, 4)))
+norm = op.RMSNormalization(rows("x"), Any("w"), axis=-1)
+RULES = (Rule(norm, _norm), Rule(turned, _rotary), *(Rule(_attentions(*others[:n]), _attention) for n in (0, 1, 3, 4)))

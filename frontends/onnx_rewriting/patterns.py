@@ -12,9 +12,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import permutations
+from math import prod
 from typing import Any as Anything
 
-import numpy as np
 from onnx import NodeProto
 
 from .view import View, attribute
@@ -144,12 +144,14 @@ class Product(Pattern):
 
     def match(self, view: View, value: str, found: Match) -> Iterator[Match]:
         for leaves, nodes in _factors(view, value, False, 3 * len(self.factors) + 2):
-            scalars = [(v, inverted) for v, inverted in leaves if view.scalar(v) is not None]
-            rest = [leaf for leaf in leaves if leaf not in scalars]
+            rest = [(v, inverted) for v, inverted in leaves if view.scalar(v) is None]
             if len(rest) != len(self.factors):
                 continue
-            number = float(np.prod([view.scalar(v) ** (-1 if inverted else 1) for v, inverted in scalars]))     # type: ignore[operator]
-            tolerance = max((_precision(view, v) for v, _ in scalars), default=0.0)
+            scalars = [(number, v, inverted) for v, inverted in leaves if (number := view.scalar(v)) is not None]
+            if any(inverted and not n for n, _, inverted in scalars):
+                continue
+            number = float(prod(n ** (-1 if inverted else 1) for n, _, inverted in scalars))
+            tolerance = max((_precision(view, v) for _, v, _ in scalars), default=0.0)
             if isinstance(self.constant, float) and abs(number - self.constant) > tolerance * abs(self.constant):
                 continue
             start = replace(found, nodes=found.nodes | nodes)

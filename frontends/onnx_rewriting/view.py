@@ -104,9 +104,8 @@ class View:
 
     def scalar(self, name: str) -> float | None:
         """The number that a constant of one element holds."""
-        if np.prod(self.shapes.get(name, (0,)) if name in self.tensors else (0,)) != 1 or len(self.shapes[name]) > 1:
-            return None
-        array = self.array(name)
+        tensor = self.tensors.get(name)
+        array = self.array(name) if tensor is not None and list(tensor.dims) in ([], [1]) else None
         return None if array is None or array.dtype.kind not in "fiuV" else float(array.ravel()[0])
 
     def constant(self, array: np.ndarray, hint: str = "constant") -> str:
