@@ -65,7 +65,8 @@ class AttentionSplit(Kernel):
         attrs: dict[str, Any] = {"mask": "full", "window": 0, "cap": 0.0, **dict(site.op.attrs)}
         return {"mask": attrs["mask"], "window": attrs["window"], "scale": literal(float(attrs["scale"])),
                 "cap": literal(float(attrs["cap"])) if attrs["cap"] else "", "splits": self._splits(site), "divided": self.kind == "attention",
-                "least": int(attrs.get("least", 1)), "together": self._together(site, s) if "cols" in s else 0}
+                "least": int(attrs.get("least", 1)), "together": self._together(site, s) if "cols" in s else 0,
+                "padded": 1 << (s.get("heads", 1) - 1).bit_length()}
 
     def _splits(self, site: Site) -> int:
         return int(site.op.attr("splits", 1))

@@ -3,14 +3,20 @@ $# A workgroup takes `heads` query heads that share their keys. `cols` invocatio
 $# `batch` times. Every team keeps a softmax of its own, without barriers; the teams are merged at the end.
 $# With `divided` there is one part, and the result is the attention itself.
 {$ from "_attention.wgsl" import rules, shared_lanes, across with context $}
+{$ from "reduction.wgsl" import spread with context $}
 $$ set U, D = q.unit, q.shape[2]
 $$ set KV, R = k.shape[1], k.shape[2]
 $$ set units, G, teams = D // U, q.shape[1] // KV, lanes // cols
 $$ set per = units // cols
 $$ set V, zero = ("vec4<f32>", "vec4<f32>()") if U == 4 else ("f32", "0.0")
 $$ set product = "dot(%s, %s)" if U == 4 else "%s * %s"
+$# With subgroups the scores of a step are spread over the invocations that share a key, so that each of them makes few exponentials;
+$# `own` scores each, of one head, `sharing` invocations to a head, `padded` heads, and `alike` invocations that hold the same.
+$$ set spreading = subgroup and cols >= padded
+$$ set own, alike = [1, padded * batch // cols] | max, [1, cols // (padded * batch)] | max
+$$ set sharing = cols // padded if spreading else 1
 $$ set scores = []
-$$ for h in range(heads)
+$$ for h in range(padded if spreading else heads)
 $$ for b in range(batch)
 $$ do scores.append("s%d_%d" % (h, b))
 $$ endfor
@@ -66,9 +72,17 @@ $$ for u in range(per)
     let q{{ h }}_{{ u }} = {{ q.load_unit("(row * %du + head + %du) * %du + col + %du" % (q.shape[1], h, units, u * cols)) }} * {{ scale }};
     var acc{{ h }}_{{ u }} = {{ zero }};
 $$ endfor
+$$ if not spreading
     var top{{ h }} = -1e30;
     var sum{{ h }} = 0.0;
+$$ endif
 $$ endfor
+$$ if spreading
+    let mine = col {{ "* %du" % own if own > 1 else "/ %du" % alike }};
+    let base = index % {{ subgroup }}u / {{ cols }}u * {{ cols }}u;
+    var top = -1e30;
+    var sum = 0.0;
+$$ endif
     // every invocation takes as many steps: keys past the end are read as the last one and weigh nothing
     for (var j = begin; j < end; j += {{ teams * batch }}) {
 $$ for b in range(batch)
@@ -91,6 +105,55 @@ $$ for u in range(1, per)
 $$ endfor
 $$ endfor
 $$ endfor
+$$ if spreading
+$$ for h in range(heads, padded)
+$$ for b in range(batch)
+        var s{{ h }}_{{ b }} = 0.0;
+$$ endfor
+$$ endfor
+{{ spread(scores, cols) }}
+$$ for i in range(own)
+        let seen{{ i }} = j + i32(team + (mine % {{ batch }}u{{ " + %du" % i if i }}) * {{ teams }}u) < end;
+        let score{{ i }} = select(-1e30, bend(s0_{{ i }}), seen{{ i }});
+$$ endfor
+        let before = top;
+$$ for i in range(own)
+        top = max(top, score{{ i }});
+$$ endfor
+$$ for k in range(6) if 2 ** k < sharing
+        top = max(top, subgroupShuffleXor(top, {{ 2 ** k }}u));
+$$ endfor
+        let fade = exp(before - top);
+        sum *= fade;
+$$ for i in range(own)
+        let weight{{ i }} = select(0.0, exp(score{{ i }} - top), seen{{ i }});
+        sum += weight{{ i }};
+$$ endfor
+$$ for h in range(heads)
+        {
+            let fading = subgroupShuffle(fade, base + {{ h * sharing }}u);
+$$ for u in range(per)
+            acc{{ h }}_{{ u }} *= fading;
+$$ endfor
+$$ for b in range(batch)
+$$ set v = h * batch + b
+            let w{{ b }} = subgroupShuffle(weight{{ v % own }}, base + {{ v // own * alike }}u);
+$$ for u in range(per)
+            acc{{ h }}_{{ u }} += w{{ b }} * v{{ b }}_{{ u }};
+$$ endfor
+$$ endfor
+        }
+$$ endfor
+    }
+$$ for k in range(6) if 2 ** k < sharing
+    sum += subgroupShuffleXor(sum, {{ 2 ** k }}u);
+$$ endfor
+    let head_of = mine / {{ batch }}u;
+    if (col % {{ sharing }}u == 0u{{ " && head_of < %du" % heads if heads < padded }}) {
+        tops[head_of * {{ teams }}u + team] = top;
+        sums[head_of * {{ teams }}u + team] = sum{{ " * %f" % (1 / alike) if alike > 1 }};
+    }
+$$ else
 {{ across("sum", scores, cols, lanes, subgroup) }}
 $$ for h in range(heads)
         {
@@ -120,6 +183,7 @@ $$ for h in range(heads)
         sums[{{ h * teams }}u + team] = sum{{ h }};
 $$ endfor
     }
+$$ endif
     workgroupBarrier();
     for (var i = index; i < {{ heads * teams }}u; i += {{ lanes }}u) {
         let h = i / {{ teams }}u;

@@ -49,9 +49,11 @@ class MatVecQ8(MatVec):
         serial = (0 if s["subgroup"] else 5e-8 * s["lanes"].bit_length()) + (2e-7 if s["subgroup"] and s["lanes"] > s["subgroup"] else 0)
         hidden = 0.05 / (s["rows"] * s["unroll"])       # the more loads are under way, the better memory is used
         idle = divide(site.shape("w")[-1] // 32, s["lanes"]) * s["lanes"] / (site.shape("w")[-1] // 32)     # lanes without a block
+        # every group of rows reads x again, from a cache that is a few times faster than memory
+        again = divide(site.shape("w")[-2], s["rows"]) * site.shape("w")[-1] // 32 * 48 * s["tokens"] * z / (4 * device.bandwidth)
         # a few invocations with much under way come near to the bandwidth, and yet more of them come nearer
         busy = min(waves, 2) + 0.1 * waves
-        return device.launch + serial + read * (busy + hidden) * idle / device.bandwidth + products / device.flops
+        return device.launch + serial + again + read * (busy + hidden) * idle / device.bandwidth + products / device.flops
 
     def context(self, site: Site, s: Schedule) -> dict[str, object]:
         eps = site.anchor.attr("eps", 0.0)
