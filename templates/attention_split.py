@@ -27,7 +27,7 @@ class AttentionSplit(Kernel):
             # an invocation holds per * heads vectors of queries, as many of results, and per * batch of keys and of values
             heads = max((h for h in range(1, together + 1) if together % h == 0 and per * h <= 16), default=1)
             for batch in sorted({1, max(b for b in (1, 2, 4) if b == 1 or (heads * b <= 16 and per * (heads + b) <= 24))}):
-                for lanes in (32, 128, 256):
+                for lanes in (32, 128, 256, 512):
                     if not subgroup or lanes % size == 0:
                         yield {"lanes": lanes, "cols": cols, "heads": heads, "batch": batch, "subgroup": subgroup}
 

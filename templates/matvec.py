@@ -19,7 +19,7 @@ class MatVec(Kernel):
         device, size, tokens = site.device, site.device.subgroup_size, self._tokens(site)
         n, least = site.shape("w")[-2], 2 if site.pairs else 1
         quads = max(1, LAYOUTS[site.value("w").layout].block // 4)
-        for lanes, groups in ((8, 4), (16, 4), (32, 2), (32, 4), (64, 1), (64, 2), (128, 1)):
+        for lanes, groups in ((8, 4), (16, 4), (32, 2), (32, 4), (64, 1), (64, 2), (128, 1), (256, 1), (512, 1)):
             for rows in (1, 2, 4, 8):
                 small = rows == least or (least < rows <= n and rows * tokens * quads <= UNROLLED)
                 if small and rows // least * tokens <= lanes:

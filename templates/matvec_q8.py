@@ -12,7 +12,7 @@ from .matvec import MatVec
 # Invocations that share rows, and how many such groups a workgroup has. Many that share many rows hold more of x in registers; few that
 # share few rows are ready sooner.
 SHAPES = ((32, 4), (32, 2), (32, 8), (32, 16), (32, 32), (8, 4), (8, 8), (8, 16), (16, 8), (16, 16), (64, 2), (64, 4), (64, 8),
-          (128, 2), (128, 4), (128, 8), (256, 1), (256, 2), (256, 4), (512, 1), (512, 2))
+          (128, 4), (128, 8), (128, 2), (256, 1), (256, 2), (256, 4), (512, 1), (512, 2))
 
 
 class MatVecQ8(MatVec):
@@ -50,7 +50,7 @@ class MatVecQ8(MatVec):
         hidden = 0.05 / (s["rows"] * s["unroll"])       # the more loads are under way, the better memory is used
         idle = divide(site.shape("w")[-1] // 32, s["lanes"]) * s["lanes"] / (site.shape("w")[-1] // 32)     # lanes without a block
         # every group of rows reads x again, from a cache that is a few times faster than memory
-        again = divide(site.shape("w")[-2], s["rows"]) * site.shape("w")[-1] // 32 * 48 * s["tokens"] * z / (4 * device.bandwidth)
+        again = divide(site.shape("w")[-2], s["rows"]) * site.shape("w")[-1] // 32 * 48 * s["tokens"] * z / (8 * device.bandwidth)
         # a few invocations with much under way come near to the bandwidth, and yet more of them come nearer
         busy = min(waves, 2) + 0.1 * waves
         return device.launch + serial + again + read * (busy + hidden) * idle / device.bandwidth + products / device.flops

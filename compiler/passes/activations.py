@@ -28,8 +28,10 @@ def round_activations(graph: Graph) -> Graph:
         if x not in rounded:
             rounded[x] = (f"{x}_integers", f"{x}_scales")
             # a norm is a factor of the result: it need not be known when x is rounded
-            ops.append(Op("quantize", norms[x].inputs if x in norms else (x,), rounded[x]))
-            values |= dict(zip(rounded[x], infer(ops[-1], values), strict=True))
+            quantize = Op("quantize", norms[x].inputs if x in norms else (x,), rounded[x])
+            values |= dict(zip(rounded[x], infer(quantize, values), strict=True))
+            # behind what makes x, before its other readers, so that fusion can join the two
+            ops.insert(next((i for i in reversed(range(len(ops))) if quantize.inputs[0] in ops[i].outputs), -1) + 1, quantize)
         attrs = tuple((k, v) for k, v in op.attrs if k != "dtype") + (("dtype", values[op.outputs[0]].dtype),)
         if x in norms:
             attrs += (("eps", norms[x].attr("eps")),)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from ..device import Device
 from ..ir import Graph, Op, Value
 
-INVOCATIONS = 128       # of a workgroup that works on one split of one key head
+INVOCATIONS = 512       # of a workgroup that works on one split of one key head: its registers leave room for no more
 KEYS = 32               # fewer keys a split are not worth a workgroup: few keys take few of the splits
 
 
