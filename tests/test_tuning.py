@@ -172,9 +172,10 @@ def test_close_choices_are_timed_more_often_and_the_default_as_often_as_any(gpu)
         def keep(self):
             self.kept += 1
     warmth = Warm(gpu)
-    found = Fake(gpu, None, None).contest({}, {}, warmth)     # type: ignore[arg-type]
+    found = Fake(gpu, None, None).contest({}, {}, warmth, 60)     # type: ignore[arg-type]
     assert warmth.kept == 1 and found == true
     assert {c.kernel: n for c, n in asked.items()} == {"default": 16, "close": 16, "fast": 16, "behind": 7, "hopeless": 0}
+    assert Fake(gpu, None, None).contest({}, {}, warmth, 0) == {Choice("default"): 50e-6}, "no time"      # type: ignore[arg-type]
 
 
 def test_chains_depend_and_read_other_weights_every_time(gpu, device):
