@@ -126,10 +126,11 @@ def _tuned(gpu: Gpu, key: str, work: Work, kernels: Mapping[str, Kernel], option
            warmth: Warmth, seconds: float) -> Tuned | None:
     """Nothing where the default cannot be timed."""
     portable = _portable(work.site, kernels)
-    sites = {choice: work.site for _, choice in options}
     estimates = {choice: estimate for estimate, choice in options}
-    if portable:
-        sites.setdefault(portable[1].choice, portable[0])
+    sites = {options[0][1]: work.site}      # the default and the portable choice first, should time be short
+    if portable and portable[1].choice not in estimates:
+        sites[portable[1].choice] = portable[0]
+    sites |= dict.fromkeys(estimates, work.site)
     with Rig(gpu, work.site, pool) as rig:
         found = rig.contest(sites, kernels, warmth, seconds)
     timings = {c: Timing(c, found[c], estimates.get(c, portable[1].estimate if portable else 0.0)) for c in found}
