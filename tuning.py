@@ -108,9 +108,10 @@ def tune(gpu: Gpu, work: Mapping[str, Work], kernels: Mapping[str, Kernel], most
     try:
         for done, key in enumerate(ordered):
             progress(f"tuning {'+'.join(work[key].site.op.kinds)}", done, len(ordered))
-            if time.perf_counter() - start > seconds:
+            left = start + seconds - time.perf_counter()
+            if left <= 0:
                 return
-            if result := _tuned(gpu, key, work[key], kernels, options[key][:most], pool, warmth):
+            if result := _tuned(gpu, key, work[key], kernels, options[key][:most], pool, warmth, max(1.0, left / 4)):
                 yield result
     finally:
         pool.buffer.destroy()
@@ -122,15 +123,16 @@ def chosen(results: Iterable[Tuned]) -> dict[str, Choice]:
 
 
 def _tuned(gpu: Gpu, key: str, work: Work, kernels: Mapping[str, Kernel], options: Sequence[tuple[float, Choice]], pool: Pool,
-           warmth: Warmth) -> Tuned | None:
+           warmth: Warmth, seconds: float) -> Tuned | None:
     """Nothing where the default cannot be timed."""
     portable = _portable(work.site, kernels)
-    sites = {choice: work.site for _, choice in options}
     estimates = {choice: estimate for estimate, choice in options}
-    if portable:
-        sites.setdefault(portable[1].choice, portable[0])
+    sites = {options[0][1]: work.site}      # the default and the portable choice first, should time be short
+    if portable and portable[1].choice not in estimates:
+        sites[portable[1].choice] = portable[0]
+    sites |= dict.fromkeys(estimates, work.site)
     with Rig(gpu, work.site, pool) as rig:
-        found = rig.contest(sites, kernels, warmth)
+        found = rig.contest(sites, kernels, warmth, seconds)
     timings = {c: Timing(c, found[c], estimates.get(c, portable[1].estimate if portable else 0.0)) for c in found}
     if not (default := timings.get(options[0][1])):
         return None
@@ -185,32 +187,45 @@ class Rig:
         for buffer in self.own:
             buffer.destroy()
 
-    def contest(self, sites: Mapping[Choice, Site], kernels: Mapping[str, Kernel], warmth: Warmth) -> dict[Choice, float]:
-        """Median seconds of a dispatch by choice; those that the driver refuses are left out.
+    def contest(self, sites: Mapping[Choice, Site], kernels: Mapping[str, Kernel], warmth: Warmth, seconds: float) -> dict[Choice, float]:
+        """Median seconds of a dispatch by choice; left out are those that the driver refuses or that time is too short for.
 
         All take turns in every submission, so that a clock that changes meets them alike, and the closer the more often; the first, which
         is the default, as often as any."""
+        until = time.perf_counter() + seconds
         chains = self._chains(sites, kernels)
         warmth.keep()
-        self._round(chains, 1)      # drivers finish compiling at the first dispatch
-        looks = [self._round(chains, 2) for _ in range(2)]
-        first = {c: min(look[c] for look in looks) for c in chains}
-        samples: dict[Choice, list[float]] = {c: [] for c in chains}
-        if not chains:
+        first = self._looks(chains, until - seconds / 2)
+        if not first:
             return {}
-        length, default = max(3, min(CHAIN, int(PASS / max(min(first.values()), 1e-9)))), next(iter(chains))
-        alive = {c for c in chains if first[c] < HOPELESS * min(first.values()) or c == default}
+        samples: dict[Choice, list[float]] = {c: [] for c in first}
+        length, default = max(1, min(CHAIN, int(PASS / max(min(first.values()), 1e-9)))), next(iter(first))
+        alive = {c for c in first if first[c] < HOPELESS * min(first.values()) or c == default}
         for rounds, margin in zip(ROUNDS, (BEHIND, CLOSE, None), strict=True):
             for _ in range(rounds):
-                for choice, seconds in self._round({c: chains[c] for c in chains if c in alive}, length).items():
-                    samples[choice].append(seconds)
+                if time.perf_counter() + length * sum(first[c] for c in alive) > until:
+                    break
+                for choice, took in self._round({c: chains[c] for c in first if c in alive}, length).items():
+                    samples[choice].append(took)
+            if not samples[default]:
+                return {default: first[default]}
             now = {c: statistics.median(samples[c]) for c in alive}
             near = {c for c in alive if margin and now[c] < margin * min(now.values())}
             if len(near) < 2 and default in near:
                 break
             alive = near | {default}
         warmth.used()
-        return {c: statistics.median(samples[c]) if samples[c] else first[c] for c in chains}
+        return {c: statistics.median(samples[c]) if samples[c] else first[c] for c in first}
+
+    def _looks(self, chains: Mapping[Choice, Sequence[Dispatch]], until: float) -> dict[Choice, float]:
+        """Seconds of a dispatch at first sight, of as many as there is time for."""
+        found: dict[Choice, float] = {}
+        for choice, chain in chains.items():
+            if found and time.perf_counter() > until:
+                break
+            self._round({choice: chain}, 1)     # drivers finish compiling at the first dispatch
+            found |= self._round({choice: chain}, 2)
+        return found
 
     def _round(self, chains: Mapping[Choice, Sequence[Dispatch]], length: int) -> dict[Choice, float]:
         spans = passes(self.gpu, [chain[:length] for chain in chains.values()]) if chains else np.zeros((0, 2))

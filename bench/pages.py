@@ -139,7 +139,8 @@ def _roofline(axes: Any, told: Results) -> None:
         if rate:
             knee = rate / record["bandwidth"]
             axes.plot([least, knee, max(most, 4 * knee)], [least * record["bandwidth"], rate, rate], lw=1, label=f"ceiling, {name}")
-    axes.set(xscale="log", yscale="log", xlabel="operations a byte", ylabel="operations a second", title=f"A decode step on {told['adapter']}")
+    axes.set(xscale="log", yscale="log", xlim=(least, None), xlabel="operations a byte", ylabel="operations a second",
+             title=f"A decode step on {told['adapter']}")
 
 
 def _contexts(axes: Any, told: Results) -> None:
@@ -147,7 +148,11 @@ def _contexts(axes: Any, told: Results) -> None:
         for label, style in zip(LABELS, ("--o", "-o"), strict=True):
             if at := results.get(label, {}).get("at"):
                 axes.plot([int(c) for c in at], [r["tok_s"] for r in at.values()], style, label=f"{model} {label}")
-    axes.set(xscale="log", ylim=(0, None), xlabel="context", ylabel="tokens a second", title=f"Decoding on {told['adapter']}")
+    contexts = sorted({int(c) for _, results in named(told["parts"], "decode") for c in results.get("untuned", {}).get("at", {})})
+    axes.set(xscale="log", ylim=(0, None), xlabel="context", ylabel="tokens a second",
+             title=f"Decoding on {told['adapter']}")
+    axes.set_xticks(contexts, [f"{c:,}" for c in contexts])
+    axes.minorticks_off()
 
 
 def _batches(axes: Any, told: Results) -> None:
@@ -159,3 +164,4 @@ def _batches(axes: Any, told: Results) -> None:
                 points |= {int(n): r["tok_s"] for n, r in sizes.items()}
                 axes.plot(list(points), list(points.values()), style, label=f"{model} {label}")
     axes.set(ylim=(0, None), xlabel="sequences at once", ylabel="tokens a second in sum", title=f"Batches on {told['adapter']}")
+    axes.locator_params(axis="x", integer=True)

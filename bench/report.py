@@ -32,6 +32,9 @@ RESULTS = Path(__file__).parent / "results"
 
 def main(arguments: list[str] | None = None) -> None:
     args = parse(arguments)
+    if args.page:
+        show(json.loads(args.page.read_text(encoding="utf-8")), args.page)
+        return
     info = pick(args.device)
     quick = args.quick or info.kind == "CPU"
     path = args.out / f"{re.sub(r'[^a-z0-9]+', '-', info.name.lower()).strip('-')}.json"
@@ -48,10 +51,16 @@ def main(arguments: list[str] | None = None) -> None:
             print(f"{part.name}: {name}: {brief(result)}", flush=True)
     gpu.close()
     save(told, path)
+    print(f"wrote {path}")
+    show(told, path)
+
+
+def show(told: dict[str, Any], path: Path) -> None:
+    """Write the page and the plots beside the results."""
     for picture in plots(told, path.with_suffix("")):
         print(f"wrote {picture}")
     path.with_suffix(".md").write_text(markdown(told, path.stem), encoding="utf-8")
-    print(f"wrote {path} and {path.with_suffix('.md').name}")
+    print(f"wrote {path.with_suffix('.md')}")
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -64,6 +73,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--llama-bench", type=Path, help="llama.cpp's llama-bench, to run on the same shapes")
     parser.add_argument("--quick", action="store_true", help="a tiny model")
     parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--page", type=Path, metavar="JSON", help="measure nothing; write page and plots of results that there are")
     return parser.parse_args(arguments)
 
 

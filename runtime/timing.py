@@ -62,12 +62,13 @@ class Warmth:
     def keep(self) -> None:
         start = time.perf_counter()
         seconds = self._first if self._last < 0 else self._again if start - self._last > COLD else 0.0
-        grid, replay = 64, self._gpu.replay(self._work)
+        groups, replay = 64, self._gpu.replay(self._work)
         while (now := time.perf_counter()) - start < seconds:
             self._gpu.poll(self._gpu.submit([replay]))
-            if time.perf_counter() - now < 0.005 and grid < 32768:  # submissions that are too short leave the GPU idle in between
-                grid *= 2
-                replay = self._gpu.replay([(*self._work[0][:2], (grid, 1, 1))])
+            if time.perf_counter() - now < 0.005:  # submissions that are too short leave the GPU idle in between
+                groups *= 2
+                grid = min(groups, 16384)
+                replay = self._gpu.replay([(*self._work[0][:2], (grid, 1, 1))] * (groups // grid))
         self._last = time.perf_counter()
 
     def used(self) -> None:

@@ -65,6 +65,13 @@ def test_without_matplotlib_there_is_a_word_and_a_page(results, monkeypatch, cap
     assert pages.plots(told, results / "x") == [] and "pip install matplotlib" in capsys.readouterr().out
 
 
+def test_a_page_can_be_made_of_results_that_there_are(results, tmp_path):
+    (tmp_path / "x.json").write_text(next(results.glob("*.json")).read_text())
+    report.main(["--page", str(tmp_path / "x.json")])
+    page = (tmp_path / "x.md").read_text()
+    assert page == next(results.glob("*.md")).read_text().replace(next(results.glob("*.json")).stem, "x")
+
+
 def test_a_part_that_is_stopped_or_fails_keeps_what_it_had():
     def slow(bench):
         yield "a.b", 1

@@ -4,10 +4,12 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tilewright
 from tilewright import measuring, probing, tuning
 from tilewright.__main__ import main
 from tilewright.api import KERNELS, compile_for, open_checkpoint, record_of
@@ -148,3 +150,44 @@ def test_an_unknown_adapter_is_probed_before_it_is_tuned(gpu, cache, monkeypatch
     monkeypatch.setattr("tilewright.measuring.record_of", lambda gpu: Device(gpu.info.name))
     monkeypatch.setattr(probing, "probe", lambda gpu, known, show: probing.Probed(replace(known, match="x", width=77), 0, 0, 0))
     assert measuring.measured(gpu, lambda *_: None).width == 77 and read_device(user_file(gpu.info.name)).width == 77
+
+
+def test_close_choices_are_timed_more_often_and_the_default_as_often_as_any(gpu):
+    """Seconds: the default is slow at first sight, which must not cost it its place; two are close; one is behind, one hopeless."""
+    true = {Choice("default"): 10e-6, Choice("close"): 9.8e-6, Choice("fast"): 9.5e-6, Choice("behind"): 10.8e-6, Choice("hopeless"): 99e-6}
+    asked: dict[Choice, int] = dict.fromkeys(true, 0)
+
+    class Fake(tuning.Rig):
+        def _chains(self, sites, kernels):
+            return {c: [] for c in true}
+
+        def _round(self, chains, length):
+            for c in chains:
+                asked[c] += length > 2
+            return {c: 50e-6 if length <= 2 and c.kernel == "default" else true[c] for c in chains}
+
+    class Warm(timing.Warmth):
+        kept = 0
+
+        def keep(self):
+            self.kept += 1
+    warmth = Warm(gpu)
+    found = Fake(gpu, None, None).contest({}, {}, warmth, 60)     # type: ignore[arg-type]
+    assert warmth.kept == 1 and found == true
+    assert {c.kernel: n for c, n in asked.items()} == {"default": 16, "close": 16, "fast": 16, "behind": 7, "hopeless": 0}
+    assert Fake(gpu, None, None).contest({}, {}, warmth, 0) == {Choice("default"): 50e-6}, "no time"      # type: ignore[arg-type]
+
+
+def test_chains_depend_and_read_other_weights_every_time(gpu, device):
+    demo = Path(tilewright.__file__).parent / "frontends" / "demo" / "tales-llama4"
+    work = tuning.work_of({"decode_1": tuning.graphs_of(demo, device, 64)["decode_1"]}, device, KERNELS)
+    site = next(w.site for w in work.values() if w.site.anchor.kind == "expert_matmul")
+    pool = tuning.Pool(gpu, [site])
+    with tuning.Rig(gpu, site, pool) as rig:
+        by_name = dict(zip(site.bound, rig.ranges, strict=False))
+        assert len(by_name[site.op.outputs[0]]) == 1, "every dispatch writes what the one before wrote"
+        weights = [(at, at + size) for ((buffer, at, size), *_) in by_name[site.operands["w"]]]
+        assert len(weights) > 10 and all(a[1] <= b[0] for a, b in pairwise(weights)) and weights[-1][1] <= pool.size
+        experts = [int(gpu.read(buffer).view(np.int32)[0]) for ((buffer, _, _),) in by_name[site.operands["expert"]][:6]]
+        assert experts == [0, 1, 2, 3, 0, 1]
+    pool.buffer.destroy()
