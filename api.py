@@ -18,6 +18,7 @@ from .compiler.device import REFERENCE, Device, device_for
 from .compiler.ir import Graph
 from .compiler.package import Package, PackageError, open_package
 from .compiler.pipeline import compile_graphs
+from .compiler.proof import proved
 from .frontends.checkpoint import Checkpoint, CheckpointError, TokenizerData, open_checkpoint, read_tokenizer
 from .frontends.lower import CACHES, Plan, lower, raw_config
 from .frontends.models import register_model
@@ -151,7 +152,8 @@ def _player(gpu: Gpu | None, progress: Progress, package: Package) -> Player:
     if gpu is None:
         return ReferencePlayer(package)
     return GpuPlayer(package, gpu, lambda done, total: progress("loading weights", done, total), owns_gpu=True,
-                     fill=partial(requantization.fill, gpu, package) if package.array else None)
+                     fill=partial(requantization.fill, gpu, package) if package.array else None,
+                     trusted=proved(package.manifest))       # whoever made the package, its word is not enough
 
 
 def is_package(path: str | Path) -> bool:

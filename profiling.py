@@ -17,6 +17,7 @@ from .compiler.ir import Op
 from .compiler.kernel import Site
 from .compiler.layouts import plane_bytes
 from .compiler.package import Package, PackageError
+from .compiler.proof import proved
 from .frontends.quantize import Quantize
 from .runtime import timing
 from .runtime.generate import Model
@@ -74,7 +75,8 @@ def open_model(path: Path, gpu: TracedGpu, progress: Progress, context: int | No
 def playing(package: Package, gpu: TracedGpu, progress: Progress = lambda what, done, total: None) -> Model:
     """A package, loaded to be traced."""
     fill = partial(requantization.fill, gpu, package) if package.array else None
-    return Model(package, TracedPlayer(package, gpu, lambda done, total: progress("loading weights", done, total), fill=fill), None)
+    return Model(package, TracedPlayer(package, gpu, lambda done, total: progress("loading weights", done, total), fill=fill,
+                                       trusted=proved(package.manifest)), None)
 
 
 def traced(model: Model) -> TracedPlayer:

@@ -81,7 +81,7 @@ def main() -> None:
         start = time.perf_counter()
     package = compile_for(checkpoint, record, context=args.context, dtype=args.dtype)
     compiled = time.perf_counter() - start
-    player = GpuPlayer(package, gpu)
+    player = GpuPlayer(package, gpu, trusted=proved(package.manifest))
     model = Model(package, player, None)
     loaded = time.perf_counter() - start - compiled
     print(f"{args.shape} {package.manifest['model']['layers']} layers {args.stored} on {gpu.info.name}: compiled in {compiled:.1f} s, "

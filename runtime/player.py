@@ -1,7 +1,7 @@
 """Play a package on a GPU: buffers and pipelines at load, then replays of its programs."""
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,16 +21,16 @@ class GpuPlayer:
     """A loaded package. Every submission plays a few programs in order; a frame also brings the sampled tokens back."""
 
     def __init__(self, package: Package, gpu: Gpu, progress: Callable[[int, int], None] = lambda done, total: None,
-                 owns_gpu: bool = False, fill: Callable[[str, Buffer], None] | None = None):
+                 owns_gpu: bool = False, fill: Callable[[str, Buffer], None] | None = None, trusted: Collection[int] = ()):
         """progress: bytes of weights uploaded, bytes in all. owns_gpu: `close` closes the device too. fill(name, buffer): writes a weight
-        buffer, by default the package's blob of that name.
+        buffer, by default the package's blob of that name. trusted: the numbers of shaders that need no checks of their indices.
 
         Raises DeviceError when the device lacks what the package needs."""
         self.package, self.gpu, self._owns_gpu, manifest = package, gpu, owns_gpu, package.manifest
         check_requirements(manifest["device"], gpu)
         self.buffers = {name: gpu.buffer(size, name) for name, size in manifest["buffers"].items()}
         self._upload(manifest, progress, fill or (lambda name, buffer: gpu.write(buffer, 0, package.blob(name))))
-        made = gpu.pipelines([Shader(_enable(s), tuple(s["bindings"]), s["kernel"]) for s in manifest["shaders"]])
+        made = gpu.pipelines([Shader(_enable(s), tuple(s["bindings"]), s["kernel"], i in trusted) for i, s in enumerate(manifest["shaders"])])
         self._dispatches = {name: [(made[d["shader"]], gpu.bind(made[d["shader"]], [(self.buffers[b], at, size) for b, at, size in d["bindings"]]),
                                     tuple(d["grid"])) for d in program["dispatches"]] for name, program in manifest["programs"].items()}
         self._replays = {name: gpu.replay(dispatches) for name, dispatches in self._dispatches.items()}

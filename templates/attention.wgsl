@@ -24,7 +24,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let col = index % {{ wide }}u;
     let line = index / {{ wide }}u * {{ rows }}u;
     let start = group.x * {{ pairs }}u;
-    let cache = (u32({{ slot.load("0u") }}) * {{ KV }}u + group.y) * {{ R * units }}u;
+    let cache = (min(u32({{ slot.load("0u") }}), {{ k.shape[0] - 1 }}u) * {{ KV }}u + group.y) * {{ R * units }}u;
     // keys that any row of the tile sees
     var begin = 2147483647;
     var end = 0;

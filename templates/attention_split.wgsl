@@ -66,7 +66,7 @@ $$ endif
 $$ endfor
         return;
     }
-    let cache = (u32({{ slot.load("row") }}) * {{ KV }}u + head / {{ G }}u) * {{ R * units }}u + col;
+    let cache = (min(u32({{ slot.load("row") }}), {{ k.shape[0] - 1 }}u) * {{ KV }}u + head / {{ G }}u) * {{ R * units }}u + col;
 $$ for h in range(heads)
 $$ for u in range(per)
     let q{{ h }}_{{ u }} = {{ q.load_unit("(row * %du + head + %du) * %du + col + %du" % (q.shape[1], h, units, u * cols)) }} * {{ scale }};

@@ -6,7 +6,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let row = group.y;
     var id = {{ index.load("row") }};
 $$ if last is defined
-    if (id < 0) { id = {{ last.load("u32(%s)" % slot.load("row")) }}; }
+    if (id < 0) { id = {{ last.load("min(u32(%s), %du)" % (slot.load("row"), last.shape[0] - 1)) }}; }
 $$ endif
 $$ if pieces
     id -= {{ attr.first }};

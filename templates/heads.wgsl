@@ -46,7 +46,7 @@ $$ for j in range(per)
 $$ endfor
 $$ elif step.kind == "cache_write"
             let p = {{ at(step.position).load("row") }};
-            let line = ((u32({{ at(step.slot).load("row") }}) * {{ stream.heads }}u + head) * {{ at(step.out).shape[2] }}u + u32(p) % {{ at(step.out).shape[2] }}u) * {{ D }}u;
+            let line = ((min(u32({{ at(step.slot).load("row") }}), {{ at(step.out).shape[0] - 1 }}u) * {{ stream.heads }}u + head) * {{ at(step.out).shape[2] }}u + u32(p) % {{ at(step.out).shape[2] }}u) * {{ D }}u;
 $$ if at(step.out).layout.store
 $$ set group = at(step.out).layout.group
             let start = index / {{ lanes }}u * {{ D }}u;
@@ -74,7 +74,7 @@ $$ for j in range(per)
 $$ endfor
 $$ endif
 $$ elif step.kind == "rope"
-            let turn = u32(max({{ at(step.position).load("row") }}, 0)) * {{ 2 * stream.rotary }}u;
+            let turn = min(u32(max({{ at(step.position).load("row") }}, 0)), {{ at(step.table).shape[0] - 1 }}u) * {{ 2 * stream.rotary }}u;
 $$ for j in range(per)
             {{ "if (pair%d < %du) " % (j, stream.rotary) if stream.rotary < pairs }}{
                 let cos = {{ at(step.table).load("turn + 2u * pair%d" % j) }};
@@ -93,7 +93,7 @@ $$ for j in range(per)
             v{{ j }} *= scale{{ " * vec2<f32>(%s, %s)" % (at(step.weight).load("a%d" % j), at(step.weight).load("b%d" % j)) if step.weight }};
 $$ endfor
 $$ elif step.kind == "position_scale"
-            let factor = {{ at(step.table).load("u32(max(%s, 0))" % at(step.position).load("row")) }};
+            let factor = {{ at(step.table).load("min(u32(max(%s, 0)), %du)" % (at(step.position).load("row"), at(step.table).shape[0] - 1)) }};
 $$ for j in range(per)
             v{{ j }} *= factor;
 $$ endfor

@@ -40,13 +40,18 @@ $$ for name in names
     scratch[{{ loop.index0 * threads }}u + index] = {{ name }};
 $$ endfor
     workgroupBarrier();
-    for (var stride = {{ lanes // 2 }}u; stride > 0u; stride /= 2u) {
-        if (index % {{ lanes }}u < stride) {
+    {
+        let place = index % {{ lanes }}u;
+        let first_place = index / {{ lanes }}u * {{ lanes }}u;
+        for (var stride = {{ lanes // 2 }}u; stride > 0u; stride /= 2u) {
+            if (place < stride) {
 $$ for name in names
-            scratch[{{ loop.index0 * threads }}u + index] = {{ combine(op, "scratch[%du + index]" % (loop.index0 * threads), "scratch[%du + index + stride]" % (loop.index0 * threads)) }};
+$$ set at = "scratch[%du + " % (loop.index0 * threads)
+                {{ at }}first_place + place] = {{ combine(op, at + "first_place + place]", at + "first_place + place + stride]") }};
 $$ endfor
+            }
+            workgroupBarrier();
         }
-        workgroupBarrier();
     }
 $$ for name in names
     {{ name }} = scratch[{{ loop.index0 * threads }}u + index / {{ lanes }}u * {{ lanes }}u];

@@ -1,0 +1,368 @@
+"""Prove that a shader's indices are in range, so that a player may leave out the checks that a front end adds.
+
+An abstract interpreter (https://doi.org/10.1145/512950.512973) for the WGSL that templates write: every integer is an interval, loops run
+once with what they change unknown but for their counter, and conditions narrow the names that they compare. It reads the text of the shader
+and the sizes of what is bound, not what a kernel claims; what it does not understand is not proved.
+"""
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .ranges import OTHER, Range, alike, anything, builtin, combine, join, made
+from .wgsl import Module, Unproved
+
+PRECEDENCE = {op: level for level, ops in enumerate(("||", "&&", "|", "^", "&", "== !=", "< > <= >=", "<< >>", "+ -", "* / %")) for op in ops.split()}
+ASSIGNING = {"=", "+=", "-=", "*=", "/=", "%=", "&=", "|=", "^=", "<<=", ">>=", "++", "--"}
+CONTRARY = {"<": ">=", ">=": "<", ">": "<=", "<=": ">"}
+ORDER = PRECEDENCE["<"]
+
+
+def proved(manifest: Mapping[str, Any]) -> frozenset[int]:
+    """The shaders of a package (by number) whose indices are in range in every dispatch that uses them."""
+    uses: dict[int, set[tuple]] = {}
+    for program in manifest["programs"].values():
+        for d in program["dispatches"]:
+            uses.setdefault(d["shader"], set()).add((tuple(d["grid"]), tuple(size for _, _, size in d["bindings"])))
+    return frozenset(number for number, ways in uses.items()
+                     if all(unproved(manifest["shaders"][number]["wgsl"], grid, sizes) is None for grid, sizes in ways))
+
+
+def unproved(wgsl: str, grid: Sequence[int], sizes: Sequence[int]) -> str | None:
+    """The first index that may leave its array, or construct that is not understood; None when all are in range.
+
+    grid: workgroups dispatched in x, y, z. sizes: bytes bound to binding 0, 1, … of group 0.
+    """
+    try:
+        _Shader(wgsl, grid, sizes)
+    except Unproved as reason:
+        return str(reason)
+    return None
+
+
+class _Shader(Module):
+    """`main` interpreted. scopes: what is known of names, the innermost last; facts: the comparisons of the last condition."""
+
+    def __init__(self, wgsl: str, grid: Sequence[int], sizes: Sequence[int]):
+        super().__init__(wgsl, sizes)
+        if "main" not in self.functions:
+            raise Unproved("no entry point main")
+        self.known: dict[tuple, Range] = {}     # results of functions by arguments
+        self.facts: list[tuple[str, str, Range]] = []
+        self.returned = OTHER
+        parameters, body = self.functions["main"]
+        self.scopes = [self.globals, {}]
+        for name, builtin_name in parameters:
+            if builtin_name == "local_invocation_index":
+                self.scopes[1][name] = Range("u", 0, self.threads - 1)
+            elif builtin_name == "workgroup_id":
+                self.scopes[1] |= {name: OTHER} | {f"{name}.{axis}": Range("u", 0, n - 1) for axis, n in zip("xyz", grid, strict=True)}
+            else:
+                raise Unproved(f"the builtin {builtin_name} is not understood")
+        self._run(body)
+
+    # Statements
+
+    def _run(self, place: int) -> None:
+        back, self.at = self.at, place
+        self._block()
+        self.at = back
+
+    def _block(self, facts: Sequence[tuple[str, str, Range]] = ()) -> None:
+        assigned = self._assigned() if facts else set()
+        self.take("{")
+        self.scopes.append({})
+        for name, op, bound in facts:
+            if name not in assigned:
+                self._narrow(name, op, bound)
+        while not self.accept("}"):
+            self._statement()
+        self.scopes.pop()
+
+    def _assigned(self) -> set[str]:
+        """The names that the block from here on assigns."""
+        start = self.at
+        self.skip("{", "}")
+        end, self.at = self.at, start
+        return {self.tokens[i] for i in range(start, end) if self.tokens[i + 1] in ASSIGNING}
+
+    def _statement(self) -> None:
+        word = self.peek()
+        if word == "{":
+            self._block()
+        elif word in ("let", "var", "const"):
+            self.take()
+            self._let()
+        elif word == "if":
+            self._if()
+        elif word == "for":
+            self._for()
+        elif word == "return":
+            self.take()
+            self.returned = OTHER if self.peek() == ";" else self._expression()
+            self.take(";")
+        elif word in ("break", "continue"):
+            self.take()
+            self.take(";")
+        elif word in ("loop", "while", "switch"):
+            raise Unproved(f"'{word}' is not understood")
+        elif not self.accept(";"):
+            self._assignment()
+            self.take(";")
+
+    def _let(self) -> None:
+        if self.peek() == "<":
+            self.type_arguments()
+        name, type = self.take(), ""
+        if self.accept(":"):
+            type = self.type()
+        if type.startswith("array"):
+            self.array(name, type, None)
+        value = self._expression() if self.accept("=") else Range({"u32": "u", "i32": "i"}.get(type, ""))
+        if not type.startswith("array"):
+            self.scopes[-1][name] = value._replace(kind={"u32": "u"}.get(type, "i")) if value.kind == "n" else value
+        self.take(";")
+
+    def _assignment(self) -> None:
+        """An assignment, a call, or a step; names that stand for integers get their new range."""
+        name, plain = self.peek(), self.peek(1) in ASSIGNING
+        target = self._unary()
+        operator = self.peek()
+        if operator in (";", ")"):
+            return
+        self.take()
+        if operator in ("++", "--"):
+            value = combine(operator[0], target, Range(target.kind, 1, 1))
+        else:
+            value = self._expression()
+            value = value if operator == "=" else combine(operator[:-1], target, value)
+        if plain:
+            self._set(name, value)
+
+    def _set(self, name: str, value: Range) -> None:
+        for scope in reversed(self.scopes[1:]):     # what is global, functions may change
+            if name in scope:
+                scope[name] = value
+                return
+
+    def _if(self) -> None:
+        self.take("if")
+        start = self.at
+        facts = self._condition()
+        single = len(facts) == 1 and "&&" not in self.tokens[start:self.at]
+        before = [dict(s) for s in self.scopes]
+        self._block(facts)
+        after, self.scopes = self.scopes, before
+        if self.accept("else"):
+            self.scopes.append({})
+            if single and facts[0][1] in CONTRARY and facts[0][0] not in self._assigned_by_else():
+                self._narrow(facts[0][0], CONTRARY[facts[0][1]], facts[0][2])
+            if self.peek() == "if":
+                self._if()
+            else:
+                self._block()
+            self.scopes.pop()
+        self.scopes = [{n: join(a[n], v) if a[n] != v else v for n, v in b.items()} for a, b in zip(after, self.scopes, strict=True)]
+
+    def _assigned_by_else(self) -> set[str]:
+        """The names that the rest of a chain of conditions assigns."""
+        start, names = self.at, set[str]()
+        while True:
+            while self.peek() != "{":
+                self.take()
+            names |= self._assigned()
+            self.skip("{", "}")
+            if not self.accept("else"):
+                self.at = start
+                return names
+
+    def _condition(self) -> list[tuple[str, str, Range]]:
+        self.facts, start = [], self.at
+        self._expression()
+        text = self.tokens[start:self.at]
+        return [] if "||" in text or "!" in text else self.facts
+
+    def _narrow(self, name: str, op: str, bound: Range) -> None:
+        """Within a block where `name op bound` holds."""
+        value = self._lookup(name)
+        if value is None:
+            return
+        value, bound = alike(value, bound)
+        if not value.kind or value.kind != bound.kind:
+            return
+        lo, hi = value.lo, value.hi
+        if op in ("<", "<="):
+            hi = min(hi, bound.hi - (op == "<"))
+        elif op in (">", ">="):
+            lo = max(lo, bound.lo + (op == ">"))
+        elif op == "==":
+            lo, hi = max(lo, bound.lo), min(hi, bound.hi)
+        self.scopes[-1][name] = Range(value.kind, lo, max(lo, hi))
+
+    def _for(self) -> None:
+        self.take("for")
+        self.take("(")
+        self.scopes.append({})
+        counter, first = "", OTHER
+        if not self.accept(";"):
+            self.take("var")
+            counter = self.peek()
+            self._let()
+            first = self.scopes[-1][counter]
+        facts = self._condition()
+        self.take(";")
+        update = self.at
+        self.at -= 1
+        self._skip_to_parenthesis(update)
+        self._forget(counter)
+        self.scopes[-1][counter] = self._counted(counter, first, facts, update)
+        self._block()
+        self.scopes.pop()
+
+    def _skip_to_parenthesis(self, start: int) -> None:
+        self.at, depth = start, 1
+        while depth:
+            depth += {"(": 1, ")": -1}.get(self.take(), 0)
+
+    def _forget(self, counter: str) -> None:
+        """What the loop's body assigns is unknown when it begins again."""
+        assigned = self._assigned()
+        if counter in assigned:
+            raise Unproved(f"the loop over {counter} changes it")
+        for name in assigned:
+            value = self._lookup(name)
+            if value is not None and value.kind:
+                self._set(name, anything(value.kind))
+
+    def _counted(self, counter: str, first: Range, facts: list[tuple[str, str, Range]], update: int) -> Range:
+        """The values of a loop's counter in its body."""
+        if first.kind == "n":
+            first = first._replace(kind="i")
+        bound = next(((op, b) for name, op, b in facts if name == counter and alike(first, b)[1].kind == first.kind != ""), None)
+        back, self.at = self.at, update
+        self.take(counter)
+        step = self.take()
+        by = Range(first.kind, 1, 1) if step == "++" else alike(first, self._expression())[1]
+        self.at = back
+        if bound is None:
+            raise Unproved(f"the loop over {counter} has no bound")
+        op, limit = bound
+        if op in ("<", "<=") and step in ("+=", "++") and by.lo > 0:
+            most = limit.hi - (op == "<")
+            if by.lo == by.hi and limit.lo == limit.hi and first.hi - first.lo < by.lo:     # the last value is known but for where it began
+                most = max((most - start) // by.lo * by.lo + start for start in range(first.lo, first.hi + 1))
+            return Range(first.kind, first.lo, max(first.lo, most))
+        if op == ">" and step in ("/=", "-=", ">>="):
+            return Range(first.kind, limit.lo + 1, max(first.hi, limit.lo + 1))
+        raise Unproved(f"the loop over {counter} is not counted")
+
+    # Expressions
+
+    def _expression(self, least: int = 0) -> Range:
+        """Operators of at least this precedence, by climbing (https://www.engr.mun.ca/~theo/Misc/exp_parsing.htm)."""
+        start = self.at
+        left = self._unary()
+        while (level := PRECEDENCE.get(self.tokens[self.at], -1)) >= least:
+            alone = level == ORDER and (self.at == start + 1 or (self.at == start + 3 and self.tokens[start + 1] == "."))
+            named = "".join(self.tokens[start:self.at]) if alone else ""
+            op = self.take()
+            right = self._expression(level + 1)
+            if named:
+                self.facts.append((named, op, right))
+            left = combine(op, left, right)
+        return left
+
+    def _unary(self) -> Range:
+        token = self.peek()
+        if token == "-":
+            self.take()
+            value = self._unary()
+            return made(value.kind, -value.hi, -value.lo) if value.kind in ("i", "n") else OTHER
+        if token in ("!", "~", "&", "*"):
+            self.take()
+            value = self._unary()
+            return anything(value.kind) if token == "~" and value.kind else OTHER
+        return self._postfix()
+
+    def _postfix(self) -> Range:
+        token = self.take()
+        if token == "(":
+            value = self._expression()
+            self.take(")")
+        elif token[0].isdigit() or token[0] == ".":
+            value = self._literal(token)
+        elif self.peek() == "(" or (self.peek() == "<" and token in ("vec2", "vec3", "vec4", "array", "mat2x2", "bitcast")):
+            value = self._call(token)
+        elif token in self.arrays and self.peek() == "[":
+            value = self._element(token)
+        elif (found := self._lookup(f"{token}.{self.peek(1)}")) is not None and self.peek() == ".":
+            self.at += 2
+            return found
+        else:
+            known = self._lookup(token)
+            if known is None and token not in ("true", "false") and token not in self.arrays:
+                raise Unproved(f"the name {token} is unknown")
+            value = known or OTHER
+        while self.peek() in (".", "["):
+            if self.take() == ".":
+                self.take()
+            else:       # a component: its range is unknown, its place must not be
+                place = self._expression()
+                self.take("]")
+                if place.kind and not 0 <= place.lo <= place.hi <= 1:
+                    self._component(place)
+            value = OTHER
+        return value
+
+    def _component(self, place: Range) -> None:
+        if not (place.lo >= 0 and place.hi <= 3 and place.lo == place.hi):
+            raise Unproved("a component of a vector is chosen as the shader runs")
+
+    def _literal(self, token: str) -> Range:
+        if token[:2] in ("0x", "0X"):
+            number = int(token.rstrip("ui"), 16)
+        elif re.fullmatch(r"\d+[ui]?", token):
+            number = int(token.rstrip("ui"))
+        else:
+            return OTHER
+        return Range(token[-1] if token[-1] in "ui" else "n", number, number)
+
+    def _element(self, name: str) -> Range:
+        length, element = self.arrays[name]
+        self.take("[")
+        i = self._expression()
+        self.take("]")
+        if not i.kind or i.lo < 0 or i.hi >= length:
+            raise Unproved(f"an index of {name} may be {i.lo} to {i.hi}, and it has {length} elements" if i.kind
+                           else f"an index of {name} is unknown")
+        return anything({"u32": "u", "i32": "i"}.get(element, ""))
+
+    def _call(self, name: str) -> Range:
+        self.at -= 1
+        name = self.type()
+        self.take("(")
+        values = []
+        while not self.accept(")"):
+            values.append(self._expression())
+            self.accept(",")
+        if name in self.functions:
+            return self._own(name, values)
+        return builtin(name, values)
+
+    def _own(self, name: str, values: list[Range]) -> Range:
+        key = (name, *values)
+        if key not in self.known:
+            parameters, place = self.functions[name]
+            scopes, self.scopes = self.scopes, [self.scopes[0], {p: v for (p, _), v in zip(parameters, values, strict=True)}]
+            self.returned = OTHER
+            self._run(place)
+            self.scopes = scopes
+            self.known[key] = self.returned
+        return self.known[key]
+
+    def _lookup(self, name: str) -> Range | None:
+        for scope in reversed(self.scopes):
+            if name in scope:
+                return scope[name]
+        return None

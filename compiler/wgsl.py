@@ -1,0 +1,149 @@
+"""Read the tokens and the global declarations of a WGSL module (https://www.w3.org/TR/WGSL/), as far as templates use them."""
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from .ranges import Range, anything
+
+TOKEN = re.compile(r"//[^\n]*|\s+|(0[xX][0-9a-fA-F]+[ui]?|\d+\.\d*(?:[eE][-+]?\d+)?[fh]?|\.\d+|\d+[eE][-+]?\d+[fh]?|\d+[uifh]?|[A-Za-z_]\w*"
+                   r"|<<=|>>=|&&|\|\||<<|>>|->|[-+*/%&|^]=|[=!<>]=|\+\+|--|[@{}()\[\];:,.<>=+\-*/%&|^!~])")
+BYTES = {"f16": 2, "f32": 4, "u32": 4, "i32": 4}
+
+
+class Unproved(Exception):
+    """What could not be shown, or is not understood."""
+
+
+class Module:
+    """The tokens, read one by one from `at`; arrays that can be indexed, functions, and global names, once declarations are read.
+
+    sizes: bytes bound to binding 0, 1, … of group 0."""
+
+    def __init__(self, wgsl: str, sizes: Sequence[int]):
+        self.tokens = [t for t in TOKEN.findall(wgsl) if t] + ["<end>"]
+        self.at = 0
+        self.arrays: dict[str, tuple[int, str]] = {}        # name: elements, their type
+        self.functions: dict[str, tuple[list[tuple[str, str]], int]] = {}       # parameters and their builtins, and where the body begins
+        self.globals: dict[str, Range] = {}
+        self.threads = 1
+        while self.peek() != "<end>":
+            self._declaration(sizes)
+
+    # Tokens
+
+    def peek(self, ahead: int = 0) -> str:
+        return self.tokens[self.at + ahead]
+
+    def take(self, wanted: str | None = None) -> str:
+        token = self.tokens[self.at]
+        if wanted and token != wanted:
+            raise Unproved(f"'{token}' where '{wanted}' was expected")
+        self.at += 1
+        return token
+
+    def accept(self, wanted: str) -> bool:
+        if self.tokens[self.at] == wanted:
+            self.at += 1
+            return True
+        return False
+
+    def skip(self, opening: str, closing: str) -> None:
+        depth = 0
+        while True:
+            token = self.take()
+            depth += (token == opening) - (token == closing)
+            if not depth:
+                return
+            if token == "<end>":
+                raise Unproved(f"no '{closing}'")
+
+    def type(self) -> str:
+        """A type as text without spaces."""
+        text = self.take()
+        if self.peek() == "<":
+            start = self.at
+            depth = 0
+            while True:
+                token = self.take()
+                depth += {"<": 1, ">": -1, ">>": -2}.get(token, 0)
+                if depth <= 0:
+                    break
+            text += "".join(self.tokens[start:self.at])
+        return text
+
+    # Declarations
+
+    def _declaration(self, sizes: Sequence[int]) -> None:
+        """One global declaration."""
+        binding = -1
+        while self.accept("@"):
+            name, numbers = self.take(), self._numbers() if self.peek() == "(" else []
+            if name == "binding":
+                binding = numbers[0]
+            elif name == "workgroup_size":
+                self.threads = numbers[0]
+                if any(n != 1 for n in numbers[1:]):
+                    raise Unproved("a workgroup of more than one dimension")
+        word = self.take()
+        if word == "enable":
+            while not self.accept(";"):
+                self.take()
+        elif word == "var":
+            if self.peek() == "<":
+                self.type_arguments()
+            name = self.take()
+            self.take(":")
+            self.array(name, self.type(), sizes[binding] if binding >= 0 else None)
+            self.take(";")
+        elif word == "fn":
+            self._function()
+        else:
+            raise Unproved(f"'{word}' is not understood")
+
+    def _numbers(self) -> list[int]:
+        """The whole numbers in parentheses."""
+        start = self.at + 1
+        self.skip("(", ")")
+        return [int(t.rstrip("ui")) for t in self.tokens[start:self.at - 1] if t[0].isdigit()]
+
+    def type_arguments(self) -> None:
+        self.at -= 1
+        self.type()
+
+    def array(self, name: str, type: str, size: int | None) -> None:
+        inner = re.fullmatch(r"array<(.*?)(?:,(\d+)u?)?>", type)
+        if inner is None:
+            self.globals[name] = anything({"u32": "u", "i32": "i"}.get(type, ""))
+            return
+        element = inner[1].removeprefix("atomic<").rstrip(">") if inner[1].startswith("atomic") else inner[1]
+        if inner[2]:
+            self.arrays[name] = int(inner[2]), element
+        elif size is None:
+            raise Unproved(f"the size of {name} is unknown")
+        else:
+            vector = re.fullmatch(r"vec([234])<(\w+)>", element)
+            each = BYTES.get(vector[2] if vector else element)
+            if each is None:
+                raise Unproved(f"the type {element} of {name} is unknown")
+            self.arrays[name] = size // (each * (int(vector[1]) if vector else 1)), element
+
+    def _function(self) -> None:
+        name, parameters = self.take(), list[tuple[str, str]]()
+        self.take("(")
+        while not self.accept(")"):
+            builtin = ""
+            if self.accept("@"):
+                self.take("builtin")
+                self.take("(")
+                builtin = self.take()
+                self.take(")")
+            parameter = self.take()
+            self.take(":")
+            self.type()
+            parameters.append((parameter, builtin))
+            self.accept(",")
+        if self.accept("->"):
+            self.type()
+        self.functions[name] = parameters, self.at
+        self.skip("{", "}")
