@@ -176,6 +176,12 @@ def expert_matvecs(dtype: str):
     yield "sum, residual", *experts(dtype, 1, 4, summed=True, after="residual")
     yield "biased, gated", *experts(dtype, 3, 2, layout="bf16", after="biased, gated")
     yield "biased sum", *experts(dtype, 2, 3, summed=True, scored=True, after="bias")
+    g = Builder()
+    chosen = [g.state(name, (3, 2), "i32") for name in ("expert", "other")]
+    y = g.expert_matmul(g.state("x", (3, 40), dtype), g.weight("w", (5, 22, 40)), chosen[0])
+    for expert in chosen:
+        y = g.expert_bias(y, g.weight("bias", (5, 22)), expert)
+    yield "two biases of one table", g.graph(y), {"expert": ints(3, 0, 1, 4, 3, 3).reshape(3, 2), "other": ints(1, 1, 0, 2, 4, 0).reshape(3, 2)}
 
 
 @of("expert_tiles")
