@@ -39,7 +39,7 @@ def rename_tensor(folder: Path, old: str, new: str) -> None:
 
 
 BREAK = {
-    r"no model family 'mamba'; known: llama, llama4": lambda f: edit(f, model_type="mamba"),
+    r"no model family 'mamba'; known: .*llama, llama4": lambda f: edit(f, model_type="mamba"),
     r"names no model_type": lambda f: edit(f, model_type=...),
     r"config.json lacks num_hidden_layers": lambda f: edit(f, num_hidden_layers=...),
     r"lacks 1 of the \d+ tensors that the model needs, the first: model.layers.0.mlp.up_proj.weight":
