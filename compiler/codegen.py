@@ -14,10 +14,10 @@ from types import SimpleNamespace
 import jinja2
 
 from .elementwise_ops import FUNCTIONS
+from .expressions import broadcast_index, chooses, chosen_rows, element, literal, operands_read
 from .ir import Choice, GraphError, Op
 from .kernel import Kernel, Site
 from .layouts import LAYOUTS
-from .ops import OPS
 
 SCALAR = {"f32": "f32", "f16": "f32", "i32": "i32", "u32": "u32"}     # what a load gives: f16 is a storage type only
 
@@ -229,13 +229,6 @@ def _rounding(site: Site, operands: dict[str, Operand]):
     return SimpleNamespace(integers=integers, scales=scales, weight=weight)
 
 
-def literal(number) -> str:
-    """A number as WGSL."""
-    if isinstance(number, bool):
-        return str(number).lower()
-    return f"{number:.9g}" + ("" if "." in f"{number:.9g}" or "e" in f"{number:.9g}" else ".0") if isinstance(number, float) else str(number)
-
-
 class Finish:
     """Called by a template with a result: the statements that run the epilogue on it and store it."""
 
@@ -247,9 +240,9 @@ class Finish:
         while the anchor's result is still being made. row and col must be in range."""
         made, lines = {*self._starts(), *(n for p in self.site.epilogue for n in p.outputs)}, list[str]()
         for op in (p for p in self.site.epilogue if p.kind != "unzip"):
-            for i, name in enumerate(op.inputs):
-                if name not in made and name not in self.held and f"{{{i}}}" in (OPS[op.kind].wgsl or ""):
-                    self.held[name] = f"held{len(lines)}"
+            for name in operands_read(op):
+                if name not in made and self._key(op, name) not in self.held:
+                    self.held[self._key(op, name)] = f"held{len(lines)}"
                     lines.append(f"let held{len(lines)} = {self._load(op, name, row, self._column(col))};")
         return " ".join(lines)
 
@@ -264,7 +257,13 @@ class Finish:
         at = int(self.site.anchor.attr("at", 0)) // (2 if self.site.pairs else 1)
         return f"({col} + {at}u)" if at else col
 
+    def _key(self, op: Op, name: str) -> str:
+        """What an op reads: an operand, or of its own what it chooses from one."""
+        return f"{name} of {op.outputs[0]}" if chooses(op, name) else name
+
     def _load(self, op: Op, name: str, row: str, col: str) -> str:
+        if chooses(op, name):
+            return chosen_rows(op, self.site.values, self.operands, row, col)
         return self.operands[name].load(broadcast_index(self.site.values[op.outputs[0]].shape, self.site.values[name].shape, row, col))
 
     def whole(self, row: str, col: str) -> str:
@@ -275,7 +274,8 @@ class Finish:
         lines: list[str] = []
         for op in ops:
             if op.kind != "unzip":
-                args = [text[n] if n in text else self.held.get(n) or self._load(op, n, row, col) for n in op.inputs]
+                read = operands_read(op)
+                args = [text.get(n) or self.held.get(self._key(op, n)) or self._load(op, n, row, col) if n in read else "" for n in op.inputs]
                 text[op.outputs[0]] = f"e{len(lines)}"
                 lines.append(f"let e{len(lines)} = {element(op, args)};")
         rounding = self.site.rounding
@@ -288,31 +288,6 @@ class Finish:
 
     def _starts(self) -> tuple[str, ...]:
         return self.site.epilogue[0].outputs if self.site.pairs else self.site.anchor.outputs
-
-
-def element(op: Op, args: list[str]) -> str:
-    """An element-wise op as an expression."""
-    wgsl = OPS[op.kind].wgsl
-    assert wgsl is not None
-    return wgsl.format(*args, **{k: literal(float(v) if isinstance(v, int) else v) for k, v in op.attrs})
-
-
-def broadcast_index(shape: tuple[int, ...], operand: tuple[int, ...], row: str, col: str) -> str:
-    """Where an operand that broadcasts to `shape` keeps the element that `shape` has at (row, col)."""
-    operand = (1,) * (len(shape) - len(operand)) + operand
-    lead, terms, stride = operand[:-1], [], 1
-    if operand[-1] != 1:
-        terms, stride = [col], operand[-1]
-    if lead == shape[:-1]:
-        terms += [f"({row}) * {stride}u"] if max(lead, default=1) > 1 else []
-    else:
-        below = 1
-        for d, o in zip(reversed(shape[:-1]), reversed(lead), strict=True):
-            if o != 1:
-                terms.append(f"(({row}) / {below}u % {d}u) * {stride}u")
-                stride *= o
-            below *= d
-    return " + ".join(terms) or "0u"
 
 
 def module_text(shader: Shader, dialect: str) -> str:

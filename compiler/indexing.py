@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
-from .codegen import SCALAR, Operand, element, literal
+from .codegen import SCALAR, Operand
+from .expressions import element, literal
 from .ir import Op, Value
 from .kernel import Site
 from .ops import OPS
@@ -29,6 +30,8 @@ def computable(site: Site) -> bool:
         if part is anchor:
             made.update(part.outputs)
         elif OPS[part.kind].elementwise:
+            if OPS[part.kind].chosen:
+                return False
             stored = part.kind == "store"
             if stored and (part is not site.op.parts[-1] or part.attr("count", 0)):
                 return False

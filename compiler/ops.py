@@ -26,6 +26,7 @@ class OpDef:
     ValueError with the reason when they do not fit. reference: arrays and attributes to an array, or a tuple of them.
     wgsl: an expression over {0}, {1}, … of f32 operands and {attribute}: only for element-wise ops, which broadcast as numpy does.
     inplace: output index to the input index whose buffer it continues. anchor: a body has at most one such op.
+    chosen: {1} is not the second operand but what `chosen_rows` makes of the operands from the second on.
     """
 
     operands: tuple[str, ...]
@@ -34,6 +35,7 @@ class OpDef:
     wgsl: str | None = None
     inplace: Mapping[int, int] = field(default_factory=dict)
     anchor: bool = False
+    chosen: bool = False
 
     @property
     def elementwise(self) -> bool:
@@ -82,6 +84,10 @@ _elementwise("silu", "a", "({0} / (1.0 + exp(-{0})))", lambda a: a * _sigmoid(a)
 _elementwise("sigmoid", "a", "(1.0 / (1.0 + exp(-{0})))", _sigmoid)
 # tanh overflows to NaN on some back ends, so its argument is clamped where it is 1 to the last bit anyway
 _elementwise("gelu_tanh", "a", "(0.5 * {0} * (1.0 + tanh(clamp(0.7978845608 * ({0} + 0.044715 * {0} * {0} * {0}), -15.0, 15.0))))", _gelu_tanh)
+# gpt-oss: SwiGLU of clamped operands, where the gate is bounded above only, and 1 is added to the other
+_elementwise("clamped_swiglu", "gate up",
+             "(min({0}, {limit}) / (1.0 + exp(-{alpha} * min({0}, {limit}))) * (clamp({1}, -{limit}, {limit}) + 1.0))",
+             lambda gate, up, alpha, limit: np.minimum(gate, limit) * _sigmoid(alpha * np.minimum(gate, limit)) * (np.clip(up, -limit, limit) + 1))
 _elementwise("softcap", "a", "({cap} * tanh(clamp({0} / {cap}, -15.0, 15.0)))", lambda a, cap: np.float32(cap) * np.tanh(a / np.float32(cap)))
 
 
@@ -354,6 +360,21 @@ def _expert_sum_reference(x, w, expert, score=None, *, width=0, at=0):
     return (each if score is None else each * score.reshape(*expert.shape, 1)).sum(1)
 
 
+def _expert_bias(x: Value, bias: Value, expert: Value, score: Value | None = None) -> Value:
+    need(len(bias.shape) == 2 and bias.shape[1] == x.shape[-1], f"the bias must be [experts, {x.shape[-1]}], not {bias}")
+    need(x.shape[:-1] in (expert.shape, expert.shape[:-1]), f"x {x} does not fit the choice {expert}")
+    need(score is None or score.shape == (*expert.shape, 1), f"the score {score} does not fit the choice {expert}")
+    return Value(x.shape, x.dtype)
+
+
+def chosen_rows(bias, expert, score=None, *, summed: bool):
+    """The rows of bias that expert [tokens, choices] names, times their scores; with `summed`, their sum over a token's choices."""
+    each = bias[expert] if score is None else bias[expert] * score
+    return each.sum(-2) if summed else each
+
+
+_define("expert_bias", "x bias expert score?", _expert_bias,
+        lambda x, bias, expert, score=None: x + chosen_rows(bias, expert, score, summed=x.ndim == expert.ndim), wgsl="({0} + {1})", chosen=True)
 _define("route", "logits", _route, _route_reference, anchor=True)
 _define("expert_matmul", "x w expert", _expert_matmul, _expert_matmul_reference, anchor=True)
 _define("expert_sum", "x w expert score?", _expert_sum, _expert_sum_reference, anchor=True)

@@ -32,6 +32,10 @@ PLAIN_DTYPES: dict[str, np.dtype] = {
 }
 
 
+# where models that see images keep their decoder, by the age of the file, and where models of text alone do
+TEXT_PREFIXES = (("language_model.model.", "model."), ("model.language_model.", "model."), ("language_model.lm_head.", "lm_head."))
+
+
 class CheckpointError(Exception):
     """One sentence that says what is wrong with a checkpoint and what to do about it."""
 
@@ -51,6 +55,10 @@ class Tensor:
         if dtype is None:
             raise CheckpointError(f"tensor {self.name} is stored in {self.format} blocks; decode them before reading it as an array")
         return self.data.view(dtype).reshape(self.shape)
+
+    def rows(self) -> np.ndarray:
+        """Return the blocks of every row as GGUF stores them, uint8 [..., bytes]."""
+        return self.data.reshape(*self.shape[:-1], -1)
 
 
 @dataclass(frozen=True)
@@ -77,17 +85,22 @@ class Checkpoint:
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
     """Open a Hugging Face folder or a GGUF file (any part of a split one) without reading its tensors."""
-    from . import gguf, gguf_tokenizer, safetensors  # here, because the formats are written in terms of the records above
+    from . import gguf, gguf_tokenizer, mxfp4, safetensors  # here, because the formats are written in terms of the records above
 
     path = Path(path)
     if path.is_dir():
         config = read_json(path / "config.json", missing=f"{path} holds no config.json{_gguf_hint(path)}")
         tokenizer = _folder_tokenizer(path) if (path / "tokenizer.json").exists() else None
-        return Checkpoint(path, "huggingface", config, safetensors.read_folder(path), tokenizer)
+        return Checkpoint(path, "huggingface", config, mxfp4.join_pairs(_text_names(safetensors.read_folder(path))), tokenizer)
     metadata, tensors = gguf.read_model(_existing(path))
     tokenizer = gguf_tokenizer.build_tokenizer(metadata) if gguf_tokenizer.has_tokenizer(metadata) else None
     config = {key: value for key, value in metadata.items() if not (key.startswith("tokenizer.") and isinstance(value, list))}
     return Checkpoint(path, "gguf", config, tensors, tokenizer)
+
+
+def _text_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Give the decoder's tensors in the folder of a model that sees images the names that they have in one of text alone."""
+    return {next((text + name[len(prefix) :] for prefix, text in TEXT_PREFIXES if name.startswith(prefix)), name): t for name, t in tensors.items()}
 
 
 def read_tokenizer(path: str | Path) -> TokenizerData:

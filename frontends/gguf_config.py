@@ -50,16 +50,19 @@ def config_of(checkpoint: Checkpoint) -> dict[str, Any]:
     meta = Metadata(checkpoint, architecture)
     hidden, heads = meta.count("embedding_length"), meta.count("attention.head_count")
     head_dim = meta.count("attention.key_length", max(1, hidden // heads))
-    for key in ("attention.value_length", "rope.dimension_count"):
-        if meta.count(key, head_dim) != head_dim:
-            raise CheckpointError(f"{checkpoint.path}: {architecture}.{key} is {meta.count(key)} where heads have {head_dim} elements, "
+    values, rotary = meta.count("attention.value_length", head_dim), meta.count("rope.dimension_count", head_dim)
+    for key, count, fits in (("attention.value_length", values, values == head_dim),
+                             ("rope.dimension_count", rotary, rotary <= head_dim and rotary % 2 == 0)):
+        if not fits:
+            raise CheckpointError(f"{checkpoint.path}: {architecture}.{key} is {count} where heads have {head_dim} elements, "
                                   "which no model family here takes")
     return {
         "model_type": architecture, "vocab_size": _vocabulary(checkpoint), "hidden_size": hidden, "num_hidden_layers": meta.count("block_count"),
         "intermediate_size": meta.count("feed_forward_length"), "num_attention_heads": heads,
         "num_key_value_heads": meta.count("attention.head_count_kv", heads), "head_dim": head_dim,
         "rms_norm_eps": meta.number("attention.layer_norm_rms_epsilon"), "max_position_embeddings": meta.count("context_length"),
-        "rope_parameters": _rope(meta, head_dim), "tie_word_embeddings": "output.weight" not in checkpoint.tensors,
+        "rope_parameters": {**_rope(meta, rotary), "partial_rotary_factor": rotary / head_dim},
+        "tie_word_embeddings": "output.weight" not in checkpoint.tensors,
         "attention_bias": "blk.0.attn_q.bias" in checkpoint.tensors, "mlp_bias": "blk.0.ffn_gate.bias" in checkpoint.tensors, **module.gguf(meta)}
 
 
@@ -70,15 +73,22 @@ def _vocabulary(checkpoint: Checkpoint) -> int:
     return embedding.shape[0]
 
 
-def _rope(meta: Metadata, head_dim: int) -> Mapping[str, Any]:
-    """llama3 scaling comes as a tensor of divisors; a scaling of another kind as keys, where "linear" by 1 is none."""
-    config, divisors = meta.checkpoint.config, meta.checkpoint.tensors.get("rope_freqs.weight")
+def _rope(meta: Metadata, rotary: int) -> Mapping[str, Any]:
+    """llama3 scaling comes as a tensor of divisors, LongRoPE as two; a scaling of another kind as keys, where "linear" by 1 is none."""
+    config, tensors = meta.checkpoint.config, meta.checkpoint.tensors
     kind = config.get(f"{meta.architecture}.rope.scaling.type", "linear")
     found = {"rope_type": "default" if kind == "none" else str(kind), "rope_theta": meta.number("rope.freq_base", 10000.0),
              "factor": meta.number("rope.scaling.factor", 1.0) or 1.0}
-    if divisors is not None:
-        if divisors.shape != (head_dim // 2,):
-            raise CheckpointError(f"{meta.checkpoint.path}: rope_freqs.weight has the shape {list(divisors.shape)} but heads of {head_dim} "
-                                  f"need {head_dim // 2} divisors")
-        found["divisors"] = divisors.array().astype(np.float64).tolist()
+    for ours, theirs in (("original_max_position_embeddings", "original_context_length"), ("beta_fast", "yarn_beta_fast"),
+                         ("beta_slow", "yarn_beta_slow")):
+        if f"{meta.architecture}.rope.scaling.{theirs}" in config:
+            found[ours] = meta.number(f"rope.scaling.{theirs}")
+    for ours, theirs in (("divisors", "rope_freqs"), ("long_factor", "rope_factors_long"), ("short_factor", "rope_factors_short")):
+        if (tensor := tensors.get(f"{theirs}.weight")) is not None:
+            if tensor.shape != (rotary // 2,):
+                raise CheckpointError(f"{meta.checkpoint.path}: {theirs}.weight has the shape {list(tensor.shape)} but heads of {rotary} "
+                                      f"rotating elements need {rotary // 2} divisors")
+            found[ours] = tensor.array().astype(np.float64).tolist()
+    if "long_factor" in found:
+        found |= {"rope_type": "longrope", "attention_factor": meta.number("rope.scaling.attn_factor", 1.0)}
     return found

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -77,9 +77,14 @@ class Decoder(Builder):
         """[rows, heads * head_dim] to [rows, heads, head_dim]."""
         return self.split(x, sizes=(self.shape(x)[-1],), head_dim=head_dim)
 
-    def attend(self, layer: int, q: str, k: str, v: str, *, scale: float, mask: str = "full", window: int = 0, **attrs) -> str:
+    def part(self, name: str, whole: int, start: int, stop: int, columns: int) -> str:
+        """Rows from `start` to `stop` of the checkpoint's matrix `name`, [whole, columns], as a weight."""
+        of = self.stored(name, whole, columns)
+        return self._declare(f"{of}.from{start}", replace(self.values[of], shape=(stop - start, columns), source=("rows", of, start, stop)))
+
+    def attend(self, layer: int, q: str, k: str, v: str, *, scale: float, mask: str = "full", window: int = 0, sinks: str = "", **attrs) -> str:
         """Write keys and values to the layer's cache, then attention over it. A windowed layer keeps a ring: its window and the
-        largest prefill chunk, so that no chunk overwrites keys that it still needs."""
+        largest prefill chunk, so that no chunk overwrites keys that it still needs. sinks: a score for each head that no key has."""
         _, heads, dim = self.shape(k)
         rows = self.plan.context if mask == "full" else min(self.plan.context, window + max(self.plan.prefill))
         dtype, layout = CACHES[self.plan.cache]
@@ -88,7 +93,8 @@ class Decoder(Builder):
         rounding = {"rounding": layout} if layout != "row" else {}
         states = [self.state(f"layers.{layer}.{name}", (self.plan.slots, heads, rows, dim), dtype, layout) for name in ("keys", "values")]
         caches = [self.cache_write(state, x, "position", "slot", **rounding) for state, x in zip(states, (k, v), strict=True)]
-        return self.attention(q, *caches, "position", "slot", scale=scale, mask=mask, window=window, sequence=self.sequence, **attrs)
+        more = [sinks] if sinks else []
+        return self.attention(q, *caches, "position", "slot", *more, scale=scale, mask=mask, window=window, sequence=self.sequence, **attrs)
 
 
 @dataclass(frozen=True)
@@ -270,7 +276,7 @@ def _leaf(weights: Mapping[str, Weight], layouts: Mapping[str, str], constants: 
         weight, tensor = weights[name], weights[name].tensors[0]
         if tensor.format in PLAIN_DTYPES:
             return weight.array()
-        rows = tensor.data.reshape(*tensor.shape[:-1], -1)
+        rows = tensor.rows()
         return rows if layouts.get(name) == tensor.format else FORMATS[tensor.format].decode(rows, tensor.shape[-1])
     return leaf
 

@@ -12,11 +12,12 @@ from .checkpoint import PLAIN_DTYPES, CheckpointError
 Quantize = str | Mapping[str, str] | None       # "q4_0", "q4_0,embedding=q8_0", {"embedding": "q8_0", "*": "q4_0"}
 Rules = list[tuple[str, str]]                   # a pattern of names and a format; the first that matches counts
 
+EXACT = ("*router*", "*_bias")
 INSTEAD = {"q4_k": "q5_0", "q6_k": "q8_0"}      # for rows that do not divide into a format's groups; f32 for others
 
 
 def rules_of(quantize: Quantize) -> Rules:
-    """Rules in the order in which they count. Routers stay f32 unless a pattern other than `*` names them.
+    """Rules in the order in which they count. Routers and experts' biases stay f32 unless a pattern other than `*` names them.
 
     Raises CheckpointError for an unknown format, listing the known ones."""
     if not quantize:
@@ -26,7 +27,7 @@ def rules_of(quantize: Quantize) -> Rules:
     known = ["f32", *(name for name, layout in LAYOUTS.items() if name != "row" and not layout.store)]
     if unknown := next((kind for _, kind in pairs if kind not in known), None):
         raise CheckpointError(f"unknown weight format '{unknown}'; known: {', '.join(known)}")
-    return [*(p for p in pairs if p[0] != "*"), ("*router*", "f32"), *(p for p in pairs if p[0] == "*")]
+    return [*(p for p in pairs if p[0] != "*"), *((p, "f32") for p in EXACT), *(p for p in pairs if p[0] == "*")]
 
 
 class Storage:
@@ -34,7 +35,7 @@ class Storage:
 
     def __init__(self, quantize: Quantize, names: list[str]):
         self.rules, self._fallen = rules_of(quantize), Counter[tuple[str, str, int]]()
-        if unused := next((p for p, _ in self.rules if p not in ("*", "*router*") and not any(fnmatchcase(n, p) for n in names)), None):
+        if unused := next((p for p, _ in self.rules if p not in ("*", *EXACT) and not any(fnmatchcase(n, p) for n in names)), None):
             raise CheckpointError(f"no weight is named '{unused}'; the weights are {', '.join(_shorten(names))}")
 
     def layout(self, name: str, stored: str, columns: int) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from ..compiler.codegen import literal
+from ..compiler.expressions import literal
 from ..compiler.kernel import Kernel, Schedule, Site, divide
 from ..compiler.layouts import LAYOUTS
 

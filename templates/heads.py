@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from types import SimpleNamespace
 
-from ..compiler.codegen import broadcast_index, element, literal
+from ..compiler.expressions import broadcast_index, element, literal
 from ..compiler.ir import Op, Value
 from ..compiler.kernel import Kernel, Schedule, Site, divide
 from ..compiler.layouts import LAYOUTS
@@ -157,7 +157,7 @@ def _add_step(site: Site, stream: Stream, op: Op) -> bool:
     elif op.kind == "rms_norm":
         weight = op.inputs[1] if len(op.inputs) > 1 else ""
         stream.steps.append(SimpleNamespace(kind="rms_norm", weight=weight, eps=literal(op.attr("eps"))))
-    elif OPS[op.kind].elementwise and not OPS[op.kind].inplace:
+    elif OPS[op.kind].elementwise and not OPS[op.kind].inplace and not OPS[op.kind].chosen:
         stream.steps.append(SimpleNamespace(kind="element", element=_expression(site, op)))
     else:
         return False

@@ -4,10 +4,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from types import SimpleNamespace
 
-from ..compiler.codegen import literal
+from ..compiler.expressions import literal
 from ..compiler.kernel import Schedule, Site, divide
 from .matvec import MatVec
-
 
 # Invocations that share rows, and how many such groups a workgroup has. Many that share many rows hold more of x in registers; few that
 # share few rows are ready sooner.

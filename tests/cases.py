@@ -63,6 +63,16 @@ def maps(dtype: str):
     yield "unzip", g.graph(*g.op("unzip", g.state("x", (5, 34), dtype))), {}
     g = Builder()
     yield "store", g.graph(g.store(g.state("kept", (7, 33), dtype), g.state("x", (4, 33), dtype))), {}
+    g = Builder()
+    pair = [g.scale(g.state(name, (3, 37), dtype), by=9.0) for name in ("gate", "up")]       # some beyond the limit, on either side
+    yield "clamped", g.graph(g.clamped_swiglu(*pair, alpha=1.702, limit=7.0)), {}
+    for label, shape, scored in (("a bias a choice", (4, 2, 19), False), ("a scored bias a choice", (4, 2, 20), True),
+                                 ("biases of a sum", (4, 20), True)):
+        g = Builder()
+        x, expert = g.state("x", shape, dtype), g.state("expert", (4, 2), "i32")
+        score = [g.state("score", (4, 2, 1))] if scored else []
+        y = g.expert_bias(x, g.weight("bias", (5, shape[-1])), expert, *score)
+        yield label, g.graph(y), {"expert": ints(3, 0, 1, 4, 3, 3, 0, 2).reshape(4, 2)}
 
 
 @of("gather")
@@ -145,9 +155,17 @@ def experts(dtype: str, tokens: int, choices: int, *, layout: str = "row", summe
     w, expert = g.weight("w", (5, 22, 40), layout=layout), g.state("expert", (tokens, choices), "i32")
     score = [g.state("score", (tokens, choices, 1))] if scored else []
     y = g.expert_sum(x, w, expert, *score) if summed else g.expert_matmul(x, w, expert)
-    y = _after(g, y if summed or not scored else g.mul(y, *score), after)
+    y = _biased(g, y, expert, score, after) if "bias" in after else _after(g, y if summed or not scored else g.mul(y, *score), after)
     chosen = (np.arange(tokens * choices).reshape(tokens, choices) * 3 % 5).astype(np.int32)
     return g.graph(y), {"expert": np.where(chosen == 2, 0, chosen)}     # one expert without tokens
+
+
+def _biased(g: Builder, y: str, expert: str, score: list[str], after: str) -> str:
+    """gpt-oss's: of the parts of a gated projection, or of the sum over a token's experts."""
+    if after == "biased, gated":
+        parts = [g.expert_bias(part, g.weight(f"bias_{i}", (5, 11)), expert) for i, part in enumerate(g.unzip(y))]
+        return g.clamped_swiglu(*parts, alpha=1.702, limit=1.0)
+    return g.expert_bias(y, g.weight("bias", (5, 22)), expert, *score)
 
 
 @of("expert_matvec")
@@ -156,6 +174,14 @@ def expert_matvecs(dtype: str):
     yield "gated", *experts(dtype, 2, 1, layout="bf16", after="gated")
     yield "sum", *experts(dtype, 3, 2, layout="f16", summed=True, scored=True)
     yield "sum, residual", *experts(dtype, 1, 4, summed=True, after="residual")
+    yield "biased, gated", *experts(dtype, 3, 2, layout="bf16", after="biased, gated")
+    yield "biased sum", *experts(dtype, 2, 3, summed=True, scored=True, after="bias")
+    g = Builder()
+    chosen = [g.state(name, (3, 2), "i32") for name in ("expert", "other")]
+    y = g.expert_matmul(g.state("x", (3, 40), dtype), g.weight("w", (5, 22, 40)), chosen[0])
+    for expert in chosen:
+        y = g.expert_bias(y, g.weight("bias", (5, 22)), expert)
+    yield "two biases of one table", g.graph(y), {"expert": ints(3, 0, 1, 4, 3, 3).reshape(3, 2), "other": ints(1, 1, 0, 2, 4, 0).reshape(3, 2)}
 
 
 @of("expert_tiles")
@@ -163,6 +189,7 @@ def expert_tiles(dtype: str):
     yield "scored", *experts(dtype, 21, 2, scored=True)
     yield "gated", *experts(dtype, 33, 1, layout="bf16", after="gated")
     yield "sum, residual", *experts(dtype, 18, 1, layout="f16", summed=True, after="residual")
+    yield "biased, gated", *experts(dtype, 21, 2, after="biased, gated")
 
 
 # Activations in 8-bit integers.
@@ -227,6 +254,14 @@ def expert_matvecs_q8(dtype: str):
         score = [g.state("score", (3, 2, 1))] if kind == "expert_sum_q8" else []
         y, = g.op(kind, *x, w, expert, *score, dtype=dtype)
         yield label, g.graph(_after(g, y, after)), {**feeds, "expert": ints(3, 0, 1, 4, 3, 3).reshape(3, 2)}
+    for label, kind, shape, after in (("biased, gated", "expert_matmul_q8", (3, 64), "biased, gated"),
+                                      ("biased sum", "expert_sum_q8", (3, 2, 96), "bias")):
+        g = Builder()
+        x, feeds = rounded(g, shape)
+        w, expert = g.weight("w", (5, 22, shape[-1]), layout="mxfp4"), g.state("expert", (3, 2), "i32")
+        score = [g.state("score", (3, 2, 1))] if kind == "expert_sum_q8" else []
+        y, = g.op(kind, *x, w, expert, *score, dtype=dtype)
+        yield label, g.graph(_biased(g, y, expert, score, after)), {**feeds, "expert": ints(3, 0, 1, 4, 3, 3).reshape(3, 2)}
 
 
 # Attention.
@@ -292,6 +327,8 @@ def attentions(dtype: str):
     yield "rows, odd heads", make(Shape(4, 3, 3, 10, 24), mask="chunked", window=16), SINGLES
     run = {"position": ints(*range(20, 33), -1, -1), "slot": np.full(15, 1, np.int32)}
     yield "sequence", make(Shape(15, 6, 2, 16, 40), sequence=True, sinks=True), run
+    yield "rows, ring and sinks", make(Shape(4, 8, 2, 64, 20), sinks=True, mask="sliding", window=15, cap=5.0), SINGLES
+    yield "sequence, ring and sinks", make(Shape(15, 4, 2, 32, 27), sequence=True, mask="sliding", window=12, sinks=True, layout="q8_cache"), run
     yield "sequence, ring", make(Shape(15, 4, 4, 64, 27), sequence=True, mask="sliding", window=12, cap=5.0), run
     yield "sequence, rounded cache", make(Shape(15, 4, 2, 32, 40), sequence=True, layout="q8_cache"), run
     yield "sequence, chunks", make(Shape(15, 5, 1, 32, 40), sequence=True, mask="chunked", window=25), run

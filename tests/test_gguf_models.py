@@ -202,11 +202,11 @@ def test_llama4_metadata_without_our_keys_has_the_constants_of_llama_cpp():
     ("llama", {"block_count": None}, "model.gguf lacks the key llama.block_count; convert the model again"),
     ("llama", {"block_count": 0}, "llama.block_count is 0, not a whole number above 0"),
     ("llama", {"feed_forward_length": "wide"}, "llama.feed_forward_length is 'wide', not a number"),
-    ("llama", {"rope__dimension_count": 8}, "rope.dimension_count is 8 where heads have 16 elements"),
-    ("llama", {"attention__key_length": 32}, "rope_freqs.weight has the shape .* but heads of 32 need 16 divisors"),
+    ("llama", {"rope__dimension_count": 24}, "rope.dimension_count is 24 where heads have 16 elements"),
+    ("llama", {"attention__key_length": 32}, "rope_freqs.weight has the shape .* but heads of 32 rotating elements need 16 divisors"),
     ("llama", {"expert_count": 8}, "model.gguf lacks the key llama.expert_used_count; convert the model again"),
     ("llama4", {"interleave_moe_layer_step": None}, "lacks the key llama4.interleave_moe_layer_step"),
-    ("qwen9", {}, "no model family 'qwen9'; known: llama, llama4"),
+    ("qwen9", {}, "no model family 'qwen9'; known: gemma2, .*llama, llama4"),
 ])
 def test_metadata_that_is_not_read(arch, changes, sentence):
     with pytest.raises(CheckpointError, match=sentence):
@@ -214,8 +214,8 @@ def test_metadata_that_is_not_read(arch, changes, sentence):
 
 
 def test_files_that_are_no_models(tmp_path):
-    checkpoint = open_checkpoint(write_gguf(TRUTH / "llama", tmp_path / "model.gguf", Kind.F32, llama__rope__scaling__type="yarn"))
-    with pytest.raises(CheckpointError, match="unknown rope_type 'yarn'"):
+    checkpoint = open_checkpoint(write_gguf(TRUTH / "llama", tmp_path / "model.gguf", Kind.F32, llama__rope__scaling__type="ntk"))
+    with pytest.raises(CheckpointError, match="unknown rope_type 'ntk'"):
         lower(checkpoint, Plan(64))
     bare = Checkpoint(Path("x.gguf"), "gguf", checkpoint.config, {}, None)
     with pytest.raises(CheckpointError, match=r"x\.gguf holds no token_embd\.weight, so it is no whole model"):
@@ -224,7 +224,7 @@ def test_files_that_are_no_models(tmp_path):
         lower(Checkpoint(Path("x.gguf"), "gguf", {}, {}, None), Plan(64))
     few = {n: t for n, t in checkpoint.tensors.items() if "ffn_up" not in n}
     with pytest.raises(CheckpointError, match=r"lacks 4 of the \d+ tensors that the model needs, the first: blk\.0\.ffn_up\.weight"):
-        lower(Checkpoint(Path("x.gguf"), "gguf", {k: v for k, v in checkpoint.config.items() if "yarn" not in str(v)}, few, None), Plan(64))
+        lower(Checkpoint(Path("x.gguf"), "gguf", {k: v for k, v in checkpoint.config.items() if "ntk" not in str(v)}, few, None), Plan(64))
 
 
 # ---- quantize

@@ -59,7 +59,7 @@ def everything(graph: Graph, low, states: dict) -> dict:
 
 
 @pytest.mark.parametrize("device", [DEVICES["llvmpipe"], DEVICES["NVIDIA H200"], SMALL], ids=lambda d: d.name)
-@pytest.mark.parametrize("model", ["llama", "llama4", "llama4-top2-dense-mix", "mixtral", "qwen2", "qwen3", "olmo2"])
+@pytest.mark.parametrize("model", ["llama", "llama4", "llama4-top2-dense-mix", "mixtral", "qwen2", "qwen3", "olmo2", "gemma2", "gpt_oss", "phi3"])
 def test_every_stage_means_what_the_frontend_said(model, device):
     low = lowered(model)
     graphs = {n: low.graphs[n] for n in ("prefill_8", "decode_1")}
@@ -260,7 +260,8 @@ def pieces_of(what: str) -> tuple[Graph, dict]:
     if what == "experts":
         expert = g.state("expert", (5, 2), "i32")
         chosen = np.arange(10, dtype=np.int32).reshape(5, 2) % 3
-        return g.graph(g.expert_matmul(g.state("x", (5, 8)), g.weight("w", (3, 28, 8)), expert)), {"expert": chosen}
+        y = g.expert_matmul(g.state("x", (5, 8)), g.weight("w", (3, 28, 8)), expert)
+        return g.graph(g.expert_bias(y, g.weight("bias", (3, 28)), expert)), {"expert": chosen}
     x = g.rms_norm(g.state("x", (1, 32)), g.weight("n", (32,)), eps=1e-5) if what == "norm" else g.state("x", (9, 32))
     y = g.matmul(x, g.weight("w", (36, 32)))
     if what == "gated":
@@ -305,18 +306,53 @@ def test_broadcasts_run_on_a_gpu(gpu, device, operand):
     assert testing.check(gpu, graph, KERNELS["map"], device, limit=1)
 
 
+@pytest.mark.parametrize("sinks", [False, True], ids=["no sinks", "sinks"])
 @pytest.mark.parametrize("attrs", [{}, {"mask": "sliding", "window": 6, "cap": 2.0}, {"mask": "chunked", "window": 8}], ids=str)
-def test_a_cache_cut_by_heads_keeps_the_attention(attrs):
+def test_a_cache_cut_by_heads_keeps_the_attention(attrs, sinks):
     g = Builder()
     position, slot = g.input("position", (3,)), g.input("slot", (3,))
     caches = [g.cache_write(g.state(n, (1, 4, 24, 8)), g.state(n[0], (3, 4, 8)), position, slot) for n in ("keys", "values")]
-    graph = g.graph(g.attention(g.state("q", (3, 8, 8)), *caches, position, slot, scale=0.3, **attrs))
+    more = [g.weight("sinks", (8,))] if sinks else []
+    graph = g.graph(g.attention(g.state("q", (3, 8, 8)), *caches, position, slot, *more, scale=0.3, **attrs))
     cut = cut_caches(graph, replace(SMALL, limits={**SMALL.limits, "max_storage_buffer_binding_size": 1600}))
     verify(cut, "cut caches")
     feeds = testing.random_feeds(graph) | {"position": np.array([17, 18, 19], np.int32)}
     feeds |= {f"{n}.{h}": feeds[n][:, 2 * h:2 * h + 2] for n in ("keys", "values") for h in (0, 1)}
     for name, array in evaluate(graph, feeds).items():
         np.testing.assert_allclose(evaluate(cut, feeds)[name], array, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("separate", [False, True], ids=["halves of a matrix", "two matrices"])
+def test_projections_that_meet_in_any_op_join(separate):
+    """As rows in turn: parts of one matrix too, and with a bias in between."""
+    g = Builder()
+    x, expert = g.state("x", (2, 8)), g.state("expert", (2, 1), "i32")
+    if separate:
+        parts = [g.expert_bias(g.expert_matmul(x, g.weight(f"w{i}", (3, 6, 8)), expert), g.weight(f"b{i}", (3, 6)), expert) for i in (0, 1)]
+        graph = g.graph(g.clamped_swiglu(*parts, alpha=1.7, limit=1.0))
+    else:
+        g.weight("w", (12, 8))
+        for i in (0, 1):
+            g.values[f"w{i}"] = replace(g.values["w"], shape=(6, 8), source=("rows", "w", 6 * i, 6 * i + 6))
+        graph = g.graph(g.mul(*(g.matmul(x, f"w{i}") for i in (0, 1))))
+    joined = simplify(graph)
+    verify(joined, "simplify")
+    assert sum("matmul" in op.kind for op in joined.ops) == 1
+    feeds = testing.random_feeds(graph)
+    for name, array in evaluate(graph, feeds).items():
+        np.testing.assert_allclose(evaluate(joined, feeds)[name], array, rtol=1e-6)
+
+
+def test_a_projection_joins_once():
+    g = Builder()
+    x = g.state("x", (2, 8))
+    a, b, c = (g.matmul(x, g.weight(n, (6, 8))) for n in "abc")
+    graph = g.graph(g.add(c, g.mul(a, b)))
+    joined = simplify(graph)
+    verify(joined, "simplify")
+    feeds = testing.random_feeds(graph)
+    for name, array in evaluate(graph, feeds).items():
+        np.testing.assert_allclose(evaluate(joined, feeds)[name], array, rtol=1e-6)
 
 
 def test_every_op_has_operands_that_its_rule_takes():

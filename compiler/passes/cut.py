@@ -118,9 +118,9 @@ def cut_caches(graph: Graph, device: Device) -> Graph:
         ops.append(op)
         return output
 
-    def share(x: str, g: int, count: int, reader: str) -> str:
-        heads = values[x].shape[1] // count
-        return emit("slice", (x,), f"{x}.heads{g}.{reader}", (("axis", 1), ("start", g * heads), ("stop", (g + 1) * heads)))
+    def share(x: str, g: int, count: int, reader: str, axis: int = 1) -> str:
+        heads = values[x].shape[axis] // count
+        return emit("slice", (x,), f"{x}.heads{g}.{reader}", (("axis", axis), ("start", g * heads), ("stop", (g + 1) * heads)))
 
     for op in graph.ops:
         if op.kind == "cache_write" and op.inputs[0] in groups:
@@ -135,7 +135,9 @@ def cut_caches(graph: Graph, device: Device) -> Graph:
             q, k, v, *rest = op.inputs
             done = ""
             for g, (keys, vals) in enumerate(zip(parts[k], parts[v], strict=True)):
-                piece = emit("attention", (share(q, g, len(parts[k]), op.outputs[0]), keys, vals, *rest[:2]), f"{op.outputs[0]}.{g}", op.attrs)
+                sinks = [share(s, g, len(parts[k]), op.outputs[0], axis=0) for s in rest[2:]]
+                mine = (share(q, g, len(parts[k]), op.outputs[0]), keys, vals, *rest[:2], *sinks)
+                piece = emit("attention", mine, f"{op.outputs[0]}.{g}", op.attrs)
                 last = g == len(parts[k]) - 1
                 done = emit("concat", (done, piece), op.outputs[0] if last else f"{piece}.sum", (("axis", 1),)) if done else piece
         else:

@@ -27,10 +27,10 @@ def _join_pairs(graph: Graph) -> Graph:
     values = dict(graph.values)
     replaced: dict[str, tuple[Op, ...]] = {}
     for op in graph.ops:
-        if op.kind != "mul":
+        if not OPS[op.kind].elementwise or len(op.inputs) != 2:
             continue
         first, second = (_projection(n, made, uses, graph) for n in op.inputs)
-        if first and second and first is not second and _alike(graph, first, second) and first.outputs[0] not in replaced:
+        if first and second and first is not second and _alike(graph, first, second) and not replaced.keys() & {first.outputs[0], second.outputs[0]}:
             joined, (a, b) = _joined(values, "interleave", [first, second])
             shape = values[first.outputs[0]].shape
             values[joined.outputs[0]] = replace(values[first.outputs[0]], shape=(*shape[:-1], 2 * shape[-1]))
@@ -51,7 +51,7 @@ def _projection(name: str, made: dict[str, Op], uses: dict[str, int], graph: Gra
 
 
 def _alike(graph: Graph, a: Op, b: Op) -> bool:
-    wa, wb = graph.values[a.inputs[1]], graph.values[b.inputs[1]]
+    wa, wb = (replace(graph.values[op.inputs[1]], source=()) for op in (a, b))
     return (a.kind, a.attrs, a.inputs[0], a.inputs[2:]) == (b.kind, b.attrs, b.inputs[0], b.inputs[2:]) and wa == wb and wa.role == "weight"
 
 
