@@ -42,6 +42,8 @@ export class Gpu {
         this.failure = undefined;
         /** @type {Map<string, [GPUBindGroupLayout, GPUPipelineLayout]>} */
         this.layouts = new Map();
+        /** @type {Map<string, Promise<GPUComputePipeline>>} */
+        this.pipelines = new Map();
         device.onuncapturederror = ({ error }) => { this.failure ??= new DeviceError(`${this.name} refused: ${error.message}`, "failed"); };
         /** @type {Promise<GPUDeviceLostInfo>} resolves when the device is lost, not when it is closed */
         this.lost = new Promise(resolve => device.lost.then(info => {
@@ -155,27 +157,18 @@ export class Gpu {
             await new Promise(resolve => setTimeout(resolve));      // a loss is told after what it broke
         }
         this.check();
+        if (refusal instanceof DeviceError) throw refusal;
         if (refusal) throw new DeviceError(`${this.name} gave no answer: ${refusal.message}`, "failed");
         return /** @type {T} */ (result);
     }
 
     // Pipelines
 
-    /**
-     * One pipeline a shader, in order, compiled in parallel; equal ones once.
-     *
-     * @param {Shader[]} shaders
-     * @returns {Promise<GPUComputePipeline[]>}
-     */
-    pipelines(shaders) {
-        /** @type {Map<string, Promise<GPUComputePipeline>>} */
-        const made = new Map();
-        return Promise.all(shaders.map(shader => {
-            const key = JSON.stringify([shader.wgsl, shader.bindings]);
-            const pipeline = made.get(key) ?? this.compile(shader);
-            made.set(key, pipeline);
-            return pipeline;
-        }));
+    /** Compiled in parallel with others; equal shaders once. @param {Shader} shader @returns {Promise<GPUComputePipeline>} */
+    pipeline(shader) {
+        const key = JSON.stringify([shader.wgsl, shader.bindings]), pipeline = this.pipelines.get(key) ?? this.wait(this.compile(shader));
+        this.pipelines.set(key, pipeline);
+        return pipeline;
     }
 
     /** @param {Shader} shader @returns {Promise<GPUComputePipeline>} */
@@ -187,7 +180,6 @@ export class Gpu {
         try {
             return await this.device.createComputePipelineAsync({ label: kernel, layout: this.layout(bindings)[1], compute: { module, entryPoint: "main" } });
         } catch (error) {
-            this.check();
             throw new DeviceError(`${this.name} refuses the shader ${kernel}: ${((await refused) ?? error).message.split("\n")[0]}`, "failed");
         }
     }
