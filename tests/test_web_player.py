@@ -35,11 +35,11 @@ def dawn():
         pytest.skip(why)
 
 
-def compiled(path: Path, to: Path, **options: Any) -> Path:
-    """A package with one size of chunks, for SwiftShader compiles shaders slowly."""
+def compiled(path: Path, to: Path, rows: int = 2, **options: Any) -> Path:
+    """A package whose prompts go through in chunks of so many rows and no others, for SwiftShader compiles shaders slowly."""
     plan = api.plan_for
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(api, "plan_for", lambda *given: replace(plan(*given), prefill=(16,)))
+        patch.setattr(api, "plan_for", lambda *given: replace(plan(*given), prefill=(rows,), head=(1, rows)))
         api.compile_for(open_checkpoint(path), WEB_DEFAULT, **options).save(to)
     return to
 
@@ -61,7 +61,7 @@ def held_to_truth(name: str, folder: Path) -> dict[Any, dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory) -> Path:
-    return compiled(DEMO, tmp_path_factory.mktemp("web") / "tales-llama4.wgpu-llama")
+    return compiled(DEMO, tmp_path_factory.mktemp("web") / "tales-llama4.wgpu-llama", rows=8)
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def demo(package) -> dict[Any, Any]:
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory) -> dict[Any, Any]:
     folder = tmp_path_factory.mktemp("llama")
-    return {**answered(folder, compiled(LLAMA, folder / "llama.wgpu-llama"), held_to_truth("llama", folder)), "folder": folder}
+    return {**answered(folder, compiled(LLAMA, folder / "llama.wgpu-llama", rows=8), held_to_truth("llama", folder)), "folder": folder}
 
 
 @pytest.fixture(scope="module")
@@ -184,13 +184,17 @@ def test_command(tiny):
     ran = command(tiny, "--ids", "1,2,3", "--max-tokens", 8, "--temperature", 0.7, "--seed", 3, "--json", "--profile")
     said = json.loads(ran.stdout)
     want = [t for t, _ in tilewright.load(tiny, device="reference").stream([1, 2, 3], max_tokens=8, temperature=0.7, seed=3)]
-    assert said["tokens"] == want and said["finish_reason"] == "length" and said["profile"]["steps"] == 7
+    assert said["tokens"] == want and said["finish_reason"] == "length" and said["profile"]["steps"] == 8
 
 
 @pytest.mark.parametrize("arguments, sentence", [
-    (("--prompt", "x"), "the model has no tokenizer"), (("--ids", "1,x"), "--ids takes numbers"), (("--ids", "1", "--top-p", "3"), "topP is 3"),
-    (("more",), "usage:"), (("--nonsense",), "--nonsense")])
+    (("--ids", "1,x"), "--ids takes numbers"), (("--seed", "x"), "--seed takes a whole number"), (("more",), "usage:"), (("--nonsense",), "--nonsense"),
+    ((), "the model has no tokenizer")])
 def test_the_command_refuses_in_a_sentence(arguments, sentence, tiny):
-    ran = command(tiny, *arguments)
+    ran = command(tiny, "--prompt", "x", *arguments)
     assert ran.returncode == 1 and sentence in ran.stderr and "    at " not in ran.stderr
-    assert command("nowhere.wgpu-llama").returncode == 1
+
+
+def test_the_command_names_a_file_that_is_not_there():
+    ran = command("nowhere.wgpu-llama")
+    assert ran.returncode == 1 and ran.stderr == "tilewright: nowhere.wgpu-llama cannot be read: there is no such file\n"
