@@ -6,7 +6,6 @@ import random
 import struct
 import zlib
 from dataclasses import asdict
-from pathlib import Path
 
 import pytest
 from dawn import SCRIPTS, WEB, needs_node, node, pure
@@ -76,7 +75,8 @@ def test_what_cannot_be_encoded(tmp_path):
     assert [b["error"] for b in bad] == ["TokenizerError"] * 2 and "cannot be encoded" in bad[0]["message"] and "cannot be used" in bad[1]["message"]
 
 
-@pytest.mark.parametrize("messages", [[{"role": "user", "content": "Hi"}], [{"role": "system", "content": "<é>"}, {"role": "user", "content": "a\nb"}]])
+@pytest.mark.parametrize("messages", [[{"role": "user", "content": "Hi"}],
+                                      [{"role": "system", "content": "<é>"}, {"role": "user", "content": "a\nb"}]])
 @pytest.mark.parametrize("name", [p.stem for p in REDUCED if json.loads(p.read_text()).get("chat_template")])
 def test_chats(name, messages, tmp_path):
     data, _ = data_of(name)
@@ -96,7 +96,8 @@ def test_chat_templates(tmp_path):
     told = described(data)
     told["settings"] |= {"bos_token": "<s>", "eos_token": "</s>"}
     templates = (TEMPLATE, None, "{% if %}", "{{ raise_exception('roles must alternate') }}")
-    good, *bad = pure(tmp_path, [{"do": "chat", **told, "settings": {**told["settings"], "chat_template": t}, "messages": messages} for t in templates])
+    jobs = [{"do": "chat", **told, "settings": {**told["settings"], "chat_template": t}, "messages": messages} for t in templates]
+    good, *bad = pure(tmp_path, jobs)
     assert good == '<s>[user] "<é>"</s>\n[assistant]'
     for refusal, reason in zip(bad, ("no chat template", "is broken", "refuses these messages: roles must alternate"), strict=True):
         assert refusal["error"] == "TokenizerError" and reason in refusal["message"]
@@ -116,18 +117,19 @@ def test_stop_strings(stops, tmp_path):
 def test_sampling_records(tmp_path):
     rng, jobs, wanted = random.Random(1), [], []
     for i in range(300):
-        options = {"temperature": rng.choice([0, 1e-6, 0.7, 1.0, 3.3, 1e6]), "top_k": rng.choice([0, 1, 40]), "top_p": rng.choice([1.0, 0.95, rng.random()]),
-                   "min_p": rng.choice([0.0, 2.0**-30, 0.05, 1.0, rng.random()]), "repeat_penalty": rng.choice([1.0, 1.1, 0.01, 1e9]),
-                   "seed": rng.choice([0, 7, 2**32 - 1, 2**40 + 3, 2**63, -5])}
+        options = {"temperature": rng.choice([0, 1e-6, 0.7, 1.0, 3.3, 1e6]), "top_k": rng.choice([0, 1, 40]),
+                   "top_p": rng.choice([1.0, 0.95, rng.random()]), "min_p": rng.choice([0.0, 2.0**-30, 0.05, 1.0, rng.random()]),
+                   "repeat_penalty": rng.choice([1.0, 1.1, 0.01, 1e9]), "seed": rng.choice([0, 7, 2**32 - 1, 2**40 + 3, 2**63, -5])}
         step, slot = rng.choice([0, 1, 2**32 - 1]), rng.choice([0, 3])
         camel = {"topK": options["top_k"], "topP": options["top_p"], "minP": options["min_p"], "repeatPenalty": options["repeat_penalty"]}
-        jobs.append({"do": "sampling", "options": {"temperature": options["temperature"], "seed": str(options["seed"]), **camel}, "step": step, "slot": slot})
+        given = {"temperature": options["temperature"], "seed": str(options["seed"]), **camel}
+        jobs.append({"do": "sampling", "options": given, "step": step, "slot": slot})
         wanted.append(pack_params(**options, step=step, slot=slot, stamp=1).tolist())
     assert pure(tmp_path, jobs) == wanted
 
 
-@pytest.mark.parametrize("options", [{"temperature": -1}, {"topK": 1.5}, {"topP": 0}, {"minP": 2}, {"repeatPenalty": 0}, {"seed": 0.5}, {"maxTokens": -1},
-                                     {"temperature": "hot"}])
+@pytest.mark.parametrize("options", [{"temperature": -1}, {"temperature": "hot"}, {"topK": 1.5}, {"topP": 0}, {"minP": 2}, {"repeatPenalty": 0},
+                                     {"seed": 0.5}, {"maxTokens": -1}])
 def test_options_out_of_range(options, tmp_path):
     [refusal] = pure(tmp_path, [{"do": "refused", "options": options}])
     assert refusal["error"] == "PromptError" and next(iter(options)) in refusal["message"]

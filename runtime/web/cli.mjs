@@ -50,7 +50,7 @@ function numbers(option, list) {
     return found;
 }
 
-/** @param {Record<string, any>} given what the command line says; the same with its numbers read */
+/** The command line with its numbers read. @param {Record<string, any>} given @returns {Record<string, any>} */
 function read(given) {
     const number = option => numbers(option, given[option])?.[0];
     if (given.seed && !/^-?\d+$/.test(given.seed)) throw new CommandError(`--seed takes a whole number, not '${given.seed}'`);
@@ -74,7 +74,7 @@ function usage(steps) {
     return { steps: steps.length, milliseconds_a_step: all / steps.length / 1e6, idle_percent: 100 * idle / all };
 }
 
-/** @param {import("./generate.js").Model} model @param {ReturnType<typeof read>} given */
+/** @param {import("./generate.js").Model} model @param {Record<string, any>} given @returns {Promise<Record<string, any>>} */
 async function play(model, given) {
     if (given.logits) {
         const width = model.info.vocab_size, logits = await model.logits(given.logits);

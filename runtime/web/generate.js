@@ -47,7 +47,6 @@ export class Model {
 
     /**
      * Teacher-forced logits, `ids.length` rows of the vocabulary's size.
-     *
      * @param {ArrayLike<number>} ids
      * @returns {Promise<Float32Array>}
      * @throws {PromptError} for ids out of range or too many
@@ -68,7 +67,6 @@ export class Model {
 
     /**
      * Iterate over pieces of text, each with its token; `finishReason` of the stream says afterwards why it ended.
-     *
      * @param {Prompt} prompt
      * @param {Options} [options]
      * @returns {Stream}
@@ -80,7 +78,6 @@ export class Model {
     /**
      * Iterate over { index of the prompt, token, text } as the tokens of all come; `finishReasons` has their ends by index. As many run
      * at once as the package has slots (`batch` when it was compiled); others begin when one ends.
-     *
      * @param {Iterable<Prompt>} prompts
      * @param {Options} [options]
      */
@@ -103,7 +100,6 @@ export class Model {
 
     /**
      * Messages as the prompt for the assistant's next turn, bos included: `stream(tokenizer.encode(prompt, { addSpecialTokens: false }))`.
-     *
      * @param {import("./tokenizer.js").Message[]} messages
      * @returns {Promise<string>}
      */
@@ -155,7 +151,6 @@ export class Model {
 
     /**
      * Run a prompt through the caches of a slot.
-     *
      * @param {Int32Array} ids
      * @param {number} slot
      * @param {() => void} proceed is called between chunks, and throws if they shall end
@@ -181,7 +176,6 @@ export class Model {
     /**
      * Run the prompt through the caches chunk by chunk; after each: its first position and its tokens. Their hidden states stand in the
      * state `hidden` then. Two chunks are under way at most, so that a page can still draw, and stop.
-     *
      * @param {Int32Array} ids
      * @param {number} [slot]
      * @returns {AsyncGenerator<[start: number, count: number]>}

@@ -14,7 +14,6 @@ const ENABLES = { "shader-f16": "enable f16;\n", subgroups: "enable subgroups;\n
 export class Gpu {
     /**
      * Open a device for the first variant that the adapter can play.
-     *
      * @param {import("./package.js").Manifest[]} variants
      * @param {string} name of the package
      * @param {GPU} [api]
@@ -63,7 +62,6 @@ export class Gpu {
 
     /**
      * Storage buffers, all zero.
-     *
      * @param {Record<string, number>} sizes bytes by name
      * @returns {Promise<Map<string, GPUBuffer>>}
      * @throws {DeviceError} which says how much was needed and how much fitted
@@ -107,7 +105,6 @@ export class Gpu {
 
     /**
      * Write a stream of bytes into a buffer. One piece is on its way to the GPU while the next one comes in, so little is held.
-     *
      * @param {GPUBuffer} buffer
      * @param {AsyncIterable<Uint8Array>} pieces
      * @param {(bytes: number) => void} [progress] gets the size of every piece
@@ -125,12 +122,7 @@ export class Gpu {
         await this.wait(before);
     }
 
-    /**
-     * The first bytes of a buffer, after everything submitted so far.
-     *
-     * @param {GPUBuffer} buffer
-     * @param {number} size a multiple of four
-     */
+    /** The first bytes of a buffer, after everything submitted so far. @param {GPUBuffer} buffer @param {number} size a multiple of four */
     async read(buffer, size) {
         const readback = this.readback(size, "read");
         try {
@@ -141,13 +133,7 @@ export class Gpu {
         }
     }
 
-    /**
-     * What an answer of the GPU becomes, or why it does not.
-     *
-     * @template T
-     * @param {Promise<T>} answer
-     * @returns {Promise<T>}
-     */
+    /** What an answer of the GPU becomes, or why it does not. @template T @param {Promise<T>} answer @returns {Promise<T>} */
     async wait(answer) {
         let result, refusal;
         try {
@@ -186,7 +172,6 @@ export class Gpu {
 
     /**
      * Made from the list of bindings and not from the shader, whose automatic layout drops what it does not use.
-     *
      * @param {("read" | "write")[]} bindings
      * @returns {[GPUBindGroupLayout, GPUPipelineLayout]}
      */
@@ -212,7 +197,6 @@ export class Gpu {
 
     /**
      * Encode and submit dispatches in one compute pass, and then a copy of the second buffer's size.
-     *
      * @param {Dispatch[][]} replays
      * @param {[from: GPUBuffer, to: GPUBuffer]} [copy]
      */

@@ -30,11 +30,7 @@ export class Player {
         return player;
     }
 
-    /**
-     * @param {import("./gpu.js").Gpu} gpu
-     * @param {import("./package.js").Manifest} manifest
-     * @param {Map<string, GPUBuffer>} buffers
-     */
+    /** @param {import("./gpu.js").Gpu} gpu @param {import("./package.js").Manifest} manifest @param {Map<string, GPUBuffer>} buffers */
     constructor(gpu, manifest, buffers) {
         this.gpu = gpu;
         this.manifest = manifest;
@@ -65,7 +61,6 @@ export class Player {
 
     /**
      * Submit programs that are ready; with a frame number, its tokens can be had by `tokens` later.
-     *
      * @param {Call[]} calls
      * @param {number} [frame]
      */

@@ -41,11 +41,7 @@ export class Stream {
         this.finishReason = this.signal?.aborted && left ? "aborted" : this.limit;
     }
 
-    /**
-     * Sampled tokens: frame n + 1 is submitted before frame n's token is read.
-     *
-     * @returns {AsyncGenerator<number, void, void>}
-     */
+    /** Sampled tokens: frame n + 1 is submitted before frame n's token is read. @returns {AsyncGenerator<number, void, void>} */
     async *tokens() {
         const { model, ids, sampler, count, signal } = this, { player } = model;
         if (!count || signal?.aborted) return;
