@@ -25,7 +25,7 @@ install = rm -rf build && $(PIP) "setuptools>=77" && $(PIP) --no-build-isolation
 demo: .venv/demo .venv/gpu
 	$(BIN)/tilewright demo
 
-test: .venv/test .venv/gpu .venv/browser
+test: .venv/test .venv/gpu .venv/browser .venv/node
 	$(BIN)/ruff check .
 	$(BIN)/mypy -p tilewright
 	LP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal $(PYTEST)
@@ -54,6 +54,13 @@ HAS_BROWSER := PYTHONPATH=tests $(BIN)/python -c 'from tint import find_chromium
 .venv/browser:
 	@$(HAS_BROWSER) || { $(call debian,chromium,tests that need a browser are skipped); }
 	@! $(HAS_BROWSER) || touch $@
+
+# The web player's tests run it in Node over Dawn, which the npm package webgpu is; nothing of it becomes part of the repository.
+NODE_PACKAGES := webgpu@0.6.2
+.venv/node: .venv/test
+	@command -v npm >/dev/null || { $(call debian,nodejs npm,tests that need Node are skipped); }
+	@! command -v npm >/dev/null || npm install --silent --no-save --no-package-lock --prefix $@.partial $(NODE_PACKAGES) && mv $@.partial $@ \
+	    || { rm -rf $@.partial; echo "$(NODE_PACKAGES) could not be installed: tests that play packages in Node are skipped"; }
 
 clean:
 	rm -rf .venv build *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache

@@ -61,12 +61,7 @@ async function lacking(needs, adapter, api) {
     return lacks;
 }
 
-/**
- * Measured where the adapter leaves it open: what shaders get is what counts.
- *
- * @param {GPUAdapterInfo} info
- * @param {GPU} api
- */
+/** Measured where the adapter leaves it open: what shaders get is what counts. @param {GPUAdapterInfo} info @param {GPU} api */
 async function subgroupSize(info, api) {
     if (info.subgroupMinSize && info.subgroupMinSize === info.subgroupMaxSize) return info.subgroupMinSize;
     const adapter = await findAdapter(api);     // one more, for an adapter opens one device only
@@ -90,7 +85,6 @@ async function subgroupSize(info, api) {
 
 /**
  * What to ask of the adapter: what the package needs and no more, for some limits cost speed; and timestamps, which only profiles use.
- *
  * @param {import("./package.js").Needs} needs
  * @param {GPUAdapter} adapter
  * @returns {GPUDeviceDescriptor}

@@ -18,7 +18,6 @@ import { Text } from "./text.js";
 
 /**
  * See Model.streamMany.
- *
  * @param {Model} model
  * @param {Iterable<import("./generate.js").Prompt>} prompts
  * @param {import("./generate.js").Options} options
@@ -64,7 +63,6 @@ export async function* streamMany(model, prompts, options, sampler, turn) {
 
 /**
  * Prefill a prompt into its slot and sample its first token.
- *
  * @param {Model} model
  * @param {{ prompt: import("./generate.js").Prompt, index: number }} next
  * @param {number} slot

@@ -50,36 +50,39 @@ function numbers(option, list) {
     return found;
 }
 
-/** @param {Record<string, any>} given */
-function generation(given) {
+/** The command line with its numbers read. @param {Record<string, any>} given @returns {Record<string, any>} */
+function read(given) {
     const number = option => numbers(option, given[option])?.[0];
+    if (given.seed && !/^-?\d+$/.test(given.seed)) throw new CommandError(`--seed takes a whole number, not '${given.seed}'`);
     return {
-        maxTokens: number("max-tokens"), temperature: number("temperature"), topK: number("top-k"), topP: number("top-p"), minP: number("min-p"),
-        repeatPenalty: number("repeat-penalty"), seed: given.seed === undefined ? undefined : BigInt(given.seed), stop: given.stop,
+        ...given, ids: numbers("ids", given.ids), logits: numbers("logits", given.logits),
+        options: {
+            maxTokens: number("max-tokens"), temperature: number("temperature"), topK: number("top-k"), topP: number("top-p"), minP: number("min-p"),
+            repeatPenalty: number("repeat-penalty"), seed: given.seed && BigInt(given.seed), stop: given.stop,
+        },
     };
 }
 
 /**
- * How busy the GPU was from the second step on: the first is preceded by the prompt.
+ * How busy the GPU was over steps one after the other.
  *
  * @param {[begin: number, end: number][]} steps nanoseconds
  */
 function usage(steps) {
-    const [first, ...rest] = steps.slice(1), last = rest[rest.length - 1];
-    if (!last) return undefined;
-    const all = last[1] - first[0], idle = rest.reduce((sum, [begin], i) => sum + Math.max(0, begin - (rest[i - 1] ?? first)[1]), 0);
-    return { steps: rest.length + 1, milliseconds_a_step: all / (rest.length + 1) / 1e6, idle_percent: 100 * idle / all };
+    const all = steps[steps.length - 1][1] - steps[0][0];
+    const idle = steps.slice(1).reduce((sum, [begin], i) => sum + Math.max(0, begin - steps[i][1]), 0);
+    return { steps: steps.length, milliseconds_a_step: all / steps.length / 1e6, idle_percent: 100 * idle / all };
 }
 
-/** @param {import("./generate.js").Model} model @param {Record<string, any>} given */
+/** @param {import("./generate.js").Model} model @param {Record<string, any>} given @returns {Promise<Record<string, any>>} */
 async function play(model, given) {
     if (given.logits) {
-        const ids = numbers("logits", given.logits) ?? [], width = model.info.vocab_size, logits = await model.logits(ids);
-        return { logits: ids.map((_, row) => Array.from(logits.subarray(row * width, (row + 1) * width))) };
+        const width = model.info.vocab_size, logits = await model.logits(given.logits);
+        return { logits: given.logits.map((_, row) => Array.from(logits.subarray(row * width, (row + 1) * width))) };
     }
-    const prompt = given.chat === undefined ? numbers("ids", given.ids) ?? given.prompt
+    const prompt = given.chat === undefined ? given.ids ?? given.prompt ?? ""
         : model.tokens().encode(await model.chat([{ role: "user", content: given.chat }]), { addSpecialTokens: false });
-    const stream = model.stream(prompt ?? "", generation(given)), { recording } = model.player.gpu;
+    const stream = model.stream(prompt, given.options), { recording } = model.player.gpu;
     if (given.profile && !recording) throw new CommandError(`${model.player.gpu.name} has no timestamp queries, so its steps cannot be timed`);
     if (given.profile) recording?.start();
     const start = performance.now(), tokens = [], pieces = [];
@@ -88,9 +91,9 @@ async function play(model, given) {
         pieces.push(piece);
         if (!given.json) process.stdout.write(piece);
     }
-    const seconds = (performance.now() - start) / 1000, profile = given.profile ? usage(await recording?.stop() ?? []) : undefined;
+    const seconds = (performance.now() - start) / 1000, steps = given.profile && tokens.length ? (await recording?.stop())?.slice(-tokens.length) : undefined;
     if (!given.json) process.stdout.write("\n");
-    return { tokens, pieces, text: pieces.join(""), finish_reason: stream.finishReason, seconds, ...profile && { profile } };
+    return { tokens, pieces, text: pieces.join(""), finish_reason: stream.finishReason, seconds, ...steps && { profile: usage(steps) } };
 }
 
 async function main() {
@@ -100,11 +103,11 @@ async function main() {
     } catch (error) {
         throw new CommandError(`${error.message}\n${USAGE}`);
     }
-    const { values: given, positionals: [path, ...more] } = command;
+    const [path, ...more] = command.positionals, given = read(command.values);
     if (!path || more.length) throw new CommandError(USAGE);
-    const gpu = await openDawn(given.dawn ?? "", given.profile ?? false);
+    const file = await openFile(path), gpu = await openDawn(given.dawn ?? "", given.profile ?? false);
     const { load } = await import("./tilewright.js");
-    const model = await load(await openFile(path), { gpu });
+    const model = await load(file, { gpu });
     try {
         const result = await play(model, given);
         if (given.json || given.logits) console.log(JSON.stringify(result));

@@ -17,7 +17,6 @@ for (let table = 1; table < 8; table++) {
 
 /**
  * The checksum of what `before` is the checksum of, with `bytes` behind it.
- *
  * @param {Uint8Array} bytes
  * @param {number} [before]
  * @returns {number} unsigned

@@ -1,8 +1,8 @@
-/** Generate text: prefill in chunks, then steps that feed their own token forward while the host reads the one before. */
+/** A loaded model: logits, streams of text, and the prefill of prompts in chunks. */
 import { streamMany } from "./batch.js";
 import { PromptError, TokenizerError } from "./errors.js";
-import { packParams, samplerOf } from "./sampling.js";
-import { Text } from "./text.js";
+import { samplerOf } from "./sampling.js";
+import { Stream } from "./stream.js";
 
 /**
  * @typedef {object} Options Samplers apply in the order of this list.
@@ -47,14 +47,13 @@ export class Model {
 
     /**
      * Teacher-forced logits, `ids.length` rows of the vocabulary's size.
-     *
      * @param {ArrayLike<number>} ids
      * @returns {Promise<Float32Array>}
      * @throws {PromptError} for ids out of range or too many
      */
     async logits(ids) {
         const checked = this.checked(ids), width = this.info.vocab_size, block = Math.max(...this.info.head);
-        const turn = await this.claim(), result = new Float32Array(checked.length * width);
+        const turn = await this.claim([`head_${block}`, ...this.prefills(checked.length)]), result = new Float32Array(checked.length * width);
         for await (const [start, count] of this.prefillChunks(checked)) {
             for (let row = 0; row < count; row += block) {
                 this.check(turn);
@@ -68,7 +67,6 @@ export class Model {
 
     /**
      * Iterate over pieces of text, each with its token; `finishReason` of the stream says afterwards why it ended.
-     *
      * @param {Prompt} prompt
      * @param {Options} [options]
      * @returns {Stream}
@@ -80,12 +78,11 @@ export class Model {
     /**
      * Iterate over { index of the prompt, token, text } as the tokens of all come; `finishReasons` has their ends by index. As many run
      * at once as the package has slots (`batch` when it was compiled); others begin when one ends.
-     *
      * @param {Iterable<Prompt>} prompts
      * @param {Options} [options]
      */
     async *streamMany(prompts, options = {}) {
-        const sampler = samplerOf(options), turn = await this.claim();
+        const sampler = samplerOf(options), turn = await this.claim(Object.keys(this.player.steps));
         this.finishReasons = {};
         try {
             yield* streamMany(this, prompts, options, sampler, turn);
@@ -103,7 +100,6 @@ export class Model {
 
     /**
      * Messages as the prompt for the assistant's next turn, bos included: `stream(tokenizer.encode(prompt, { addSpecialTokens: false }))`.
-     *
      * @param {import("./tokenizer.js").Message[]} messages
      * @returns {Promise<string>}
      */
@@ -138,11 +134,11 @@ export class Model {
         return Int32Array.from(ids);
     }
 
-    /** Put the model to new work; streams under way end. @returns {Promise<number>} what `check` takes */
-    async claim() {
+    /** Put the model to new work; streams under way end. @param {string[]} programs @returns {Promise<number>} what `check` takes */
+    async claim(programs) {
         const turn = ++this.turn;
         this.player.gpu.check();
-        await this.player.drain();
+        await Promise.all([this.player.ready(programs), this.player.drain()]);
         this.check(turn);
         return turn;
     }
@@ -155,7 +151,6 @@ export class Model {
 
     /**
      * Run a prompt through the caches of a slot.
-     *
      * @param {Int32Array} ids
      * @param {number} slot
      * @param {() => void} proceed is called between chunks, and throws if they shall end
@@ -181,15 +176,13 @@ export class Model {
     /**
      * Run the prompt through the caches chunk by chunk; after each: its first position and its tokens. Their hidden states stand in the
      * state `hidden` then. Two chunks are under way at most, so that a page can still draw, and stop.
-     *
      * @param {Int32Array} ids
      * @param {number} [slot]
      * @returns {AsyncGenerator<[start: number, count: number]>}
      */
     async *prefillChunks(ids, slot = 0) {
-        const sizes = [...this.info.prefill].sort((a, b) => a - b);
-        for (let start = 0, before; start < ids.length;) {
-            const size = chunkSize(sizes, ids.length - start), count = Math.min(size, ids.length - start);
+        let before;
+        for (const { size, start, count } of this.chunks(ids.length)) {
             const token = new Int32Array(size), position = new Int32Array(size).fill(-1);
             token.set(ids.subarray(start, start + count));
             for (let i = 0; i < count; i++) position[i] = start + i;
@@ -199,7 +192,21 @@ export class Model {
             await before;
             before = played;
             yield [start, count];
-            start += count;
+        }
+    }
+
+    /** The programs that a prompt of so many tokens needs. @param {number} length */
+    prefills(length) {
+        return Array.from(this.chunks(length), ({ size }) => `prefill_${size}`);
+    }
+
+    /** How a prompt is cut: rows of a program, and the tokens that they take. @param {number} length */
+    *chunks(length) {
+        const sizes = [...this.info.prefill].sort((a, b) => a - b);
+        for (let start = 0, count; start < length; start += count) {
+            const size = chunkSize(sizes, length - start);
+            count = Math.min(size, length - start);
+            yield { size, start, count };
         }
     }
 }
@@ -216,80 +223,4 @@ function memoryOf(buffers, blobs) {
     const memory = { weights: 0, states: 0, temporaries: 0 };
     for (const [name, size] of Object.entries(buffers)) memory[name in blobs ? "weights" : name.startsWith("state.") ? "states" : "temporaries"] += size;
     return memory;
-}
-
-/** Tokens and text as they come. Whoever leaves the loop early can use the model again at once. */
-export class Stream {
-    /** @param {Model} model @param {Int32Array} ids @param {Options} options */
-    constructor(model, ids, options) {
-        /** @type {FinishReason | null} */
-        this.finishReason = null;
-        this.model = model;
-        this.ids = ids;
-        this.sampler = samplerOf(options);
-        this.signal = options.signal;
-        const room = model.context - ids.length, { maxTokens = 64, stop = [] } = options;
-        this.count = Math.min(maxTokens, room);
-        /** @type {FinishReason} */
-        this.limit = room <= maxTokens ? "context" : "length";
-        this.text = new Text(model.tokenizer, typeof stop === "string" ? [stop] : stop);
-        this.pieces = this.run();
-    }
-
-    [Symbol.asyncIterator]() {
-        return this.pieces;
-    }
-
-    /** @returns {AsyncGenerator<Piece, void, void>} */
-    async *run() {
-        let left = this.count;
-        for await (const token of this.tokens()) {
-            const text = this.text.push(token);
-            if (this.text.stopped) {
-                this.finishReason = "stop";
-                if (text || !this.text.ends(token)) yield { token, text };
-                return;
-            }
-            yield { token, text: text + (--left ? "" : this.text.flush()) };
-        }
-        this.finishReason = this.signal?.aborted && left ? "aborted" : this.limit;
-    }
-
-    /**
-     * Sampled tokens: frame n + 1 is submitted before frame n's token is read.
-     *
-     * @returns {AsyncGenerator<number, void, void>}
-     */
-    async *tokens() {
-        const { model, ids, sampler, count, signal } = this, { player } = model;
-        if (!count || signal?.aborted) return;
-        const turn = await model.claim();
-        try {
-            model.remember(ids, 0, sampler);
-            const row = await model.prefill(ids, 0, () => { model.check(turn); signal?.throwIfAborted(); });
-            player.play([["head_1", { row: [row] }], this.sample(0)], 0);
-            for (let frame = 1; frame < count; frame++) {
-                player.play([["decode_1", { token: [-1], position: [ids.length + frame - 1], slot: [0] }], this.sample(frame)], frame);
-                yield (await this.token(frame - 1, turn));
-                signal?.throwIfAborted();
-            }
-            yield (await this.token(count - 1, turn));
-        } catch (error) {
-            if (!signal?.aborted || error !== signal.reason) throw error;
-        } finally {
-            if (turn === model.turn) await player.drain();
-        }
-    }
-
-    /** @param {number} frame @param {number} turn */
-    async token(frame, turn) {
-        const tokens = await this.model.player.tokens(frame);
-        this.model.check(turn);
-        return tokens[0];
-    }
-
-    /** @param {number} step @returns {import("./player.js").Call} */
-    sample(step) {
-        return [this.sampler.temperature > 0 ? "sample_1" : "greedy_1", { params: packParams(this.sampler, step) }];
-    }
 }

@@ -14,7 +14,6 @@ const ENABLES = { "shader-f16": "enable f16;\n", subgroups: "enable subgroups;\n
 export class Gpu {
     /**
      * Open a device for the first variant that the adapter can play.
-     *
      * @param {import("./package.js").Manifest[]} variants
      * @param {string} name of the package
      * @param {GPU} [api]
@@ -42,6 +41,8 @@ export class Gpu {
         this.failure = undefined;
         /** @type {Map<string, [GPUBindGroupLayout, GPUPipelineLayout]>} */
         this.layouts = new Map();
+        /** @type {Map<string, Promise<GPUComputePipeline>>} */
+        this.pipelines = new Map();
         device.onuncapturederror = ({ error }) => { this.failure ??= new DeviceError(`${this.name} refused: ${error.message}`, "failed"); };
         /** @type {Promise<GPUDeviceLostInfo>} resolves when the device is lost, not when it is closed */
         this.lost = new Promise(resolve => device.lost.then(info => {
@@ -61,7 +62,6 @@ export class Gpu {
 
     /**
      * Storage buffers, all zero.
-     *
      * @param {Record<string, number>} sizes bytes by name
      * @returns {Promise<Map<string, GPUBuffer>>}
      * @throws {DeviceError} which says how much was needed and how much fitted
@@ -105,7 +105,6 @@ export class Gpu {
 
     /**
      * Write a stream of bytes into a buffer. One piece is on its way to the GPU while the next one comes in, so little is held.
-     *
      * @param {GPUBuffer} buffer
      * @param {AsyncIterable<Uint8Array>} pieces
      * @param {(bytes: number) => void} [progress] gets the size of every piece
@@ -123,12 +122,7 @@ export class Gpu {
         await this.wait(before);
     }
 
-    /**
-     * The first bytes of a buffer, after everything submitted so far.
-     *
-     * @param {GPUBuffer} buffer
-     * @param {number} size a multiple of four
-     */
+    /** The first bytes of a buffer, after everything submitted so far. @param {GPUBuffer} buffer @param {number} size a multiple of four */
     async read(buffer, size) {
         const readback = this.readback(size, "read");
         try {
@@ -139,13 +133,7 @@ export class Gpu {
         }
     }
 
-    /**
-     * What an answer of the GPU becomes, or why it does not.
-     *
-     * @template T
-     * @param {Promise<T>} answer
-     * @returns {Promise<T>}
-     */
+    /** What an answer of the GPU becomes, or why it does not. @template T @param {Promise<T>} answer @returns {Promise<T>} */
     async wait(answer) {
         let result, refusal;
         try {
@@ -155,27 +143,18 @@ export class Gpu {
             await new Promise(resolve => setTimeout(resolve));      // a loss is told after what it broke
         }
         this.check();
+        if (refusal instanceof DeviceError) throw refusal;
         if (refusal) throw new DeviceError(`${this.name} gave no answer: ${refusal.message}`, "failed");
         return /** @type {T} */ (result);
     }
 
     // Pipelines
 
-    /**
-     * One pipeline a shader, in order, compiled in parallel; equal ones once.
-     *
-     * @param {Shader[]} shaders
-     * @returns {Promise<GPUComputePipeline[]>}
-     */
-    pipelines(shaders) {
-        /** @type {Map<string, Promise<GPUComputePipeline>>} */
-        const made = new Map();
-        return Promise.all(shaders.map(shader => {
-            const key = JSON.stringify([shader.wgsl, shader.bindings]);
-            const pipeline = made.get(key) ?? this.compile(shader);
-            made.set(key, pipeline);
-            return pipeline;
-        }));
+    /** Compiled in parallel with others; equal shaders once. @param {Shader} shader @returns {Promise<GPUComputePipeline>} */
+    pipeline(shader) {
+        const key = JSON.stringify([shader.wgsl, shader.bindings]), pipeline = this.pipelines.get(key) ?? this.wait(this.compile(shader));
+        this.pipelines.set(key, pipeline);
+        return pipeline;
     }
 
     /** @param {Shader} shader @returns {Promise<GPUComputePipeline>} */
@@ -187,14 +166,12 @@ export class Gpu {
         try {
             return await this.device.createComputePipelineAsync({ label: kernel, layout: this.layout(bindings)[1], compute: { module, entryPoint: "main" } });
         } catch (error) {
-            this.check();
             throw new DeviceError(`${this.name} refuses the shader ${kernel}: ${((await refused) ?? error).message.split("\n")[0]}`, "failed");
         }
     }
 
     /**
      * Made from the list of bindings and not from the shader, whose automatic layout drops what it does not use.
-     *
      * @param {("read" | "write")[]} bindings
      * @returns {[GPUBindGroupLayout, GPUPipelineLayout]}
      */
@@ -220,7 +197,6 @@ export class Gpu {
 
     /**
      * Encode and submit dispatches in one compute pass, and then a copy of the second buffer's size.
-     *
      * @param {Dispatch[][]} replays
      * @param {[from: GPUBuffer, to: GPUBuffer]} [copy]
      */

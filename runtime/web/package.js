@@ -15,7 +15,6 @@ const NEEDED = ["model", "weights", "blobs"], NEEDED_OF_VARIANT = ["device", "st
 export class Package {
     /**
      * Read the header and check it.
-     *
      * @param {import("./source.js").Source} source
      * @returns {Promise<Package>}
      * @throws {PackageError} with the reason when the file is not whole, or is something else
@@ -54,7 +53,6 @@ export class Package {
 
     /**
      * The bytes of a blob in order. The next piece is read while the caller works on the one before.
-     *
      * @param {string} blob
      * @returns {AsyncGenerator<Uint8Array>}
      * @throws {PackageError} after the last one when the checksum does not match; `blob` of the error then says which

@@ -16,41 +16,51 @@ export class Player {
      * @param {(done: number, total: number) => void} progress gets bytes
      */
     static async load(gpu, manifest, file, progress) {
-        const pipelines = gpu.pipelines(manifest.shaders);
-        pipelines.catch(() => {});      // is reported once the weights are there; they may fail first
-        const buffers = await gpu.buffers(manifest.buffers);
-        const names = Object.keys(file.blobs).filter(blob => buffers.has(blob)).sort((a, b) => file.blobs[a].offset - file.blobs[b].offset);
+        const player = new Player(gpu, manifest, await gpu.buffers(manifest.buffers));
+        const first = player.ready([`prefill_${Math.min(...manifest.model.prefill)}`, "head_1", "greedy_1", "decode_1"]);
+        first.catch(() => {});      // is reported once the weights are there; they may fail first
+        const names = Object.keys(file.blobs).filter(blob => player.buffers.has(blob)).sort((a, b) => file.blobs[a].offset - file.blobs[b].offset);
         const total = names.reduce((sum, blob) => sum + file.blobs[blob].size, 0);
         let done = 0;
         for (const blob of names) {
-            await gpu.fill(/** @type {GPUBuffer} */ (buffers.get(blob)), file.pieces(blob), bytes => progress(done += bytes, total));
+            await gpu.fill(/** @type {GPUBuffer} */ (player.buffers.get(blob)), file.pieces(blob), bytes => progress(done += bytes, total));
         }
-        return new Player(gpu, manifest, buffers, await gpu.wait(pipelines));
+        await first;
+        player.ready(Object.keys(manifest.programs)).catch(() => {});      // behind; whoever needs one waits for it, and is told
+        return player;
     }
 
-    /**
-     * @param {import("./gpu.js").Gpu} gpu
-     * @param {import("./package.js").Manifest} manifest
-     * @param {Map<string, GPUBuffer>} buffers
-     * @param {GPUComputePipeline[]} pipelines by shader
-     */
-    constructor(gpu, manifest, buffers, pipelines) {
+    /** @param {import("./gpu.js").Gpu} gpu @param {import("./package.js").Manifest} manifest @param {Map<string, GPUBuffer>} buffers */
+    constructor(gpu, manifest, buffers) {
         this.gpu = gpu;
         this.manifest = manifest;
         this.buffers = buffers;
-        const range = ([name, offset, size]) => [buffers.get(name), offset, size];
-        const dispatch = ({ shader, grid, bindings }) => (
-            { pipeline: pipelines[shader], group: gpu.bind(manifest.shaders[shader].bindings, bindings.map(range)), grid });
-        const programs = Object.entries(manifest.programs);
-        this.replays = Object.fromEntries(programs.map(([name, program]) => [name, program.dispatches.map(dispatch)]));
-        this.steps = Object.fromEntries(programs.map(([name, program]) => [name, new Int32Array(program.region[1] / 4)]));
+        /** @type {Map<string, Promise<void>>} */
+        this.preparing = new Map();
+        /** @type {Record<string, import("./gpu.js").Dispatch[]>} */
+        this.replays = {};
+        this.steps = Object.fromEntries(Object.entries(manifest.programs).map(([name, { region }]) => [name, new Int32Array(region[1] / 4)]));
         /** @type {Frame[]} */
         this.frames = Array.from({ length: FRAMES }, (_, i) => ({ readback: gpu.readback(manifest.buffers["state.token"], `tokens ${i}`) }));
     }
 
+    /** Wait until programs can be played. @param {Iterable<string>} programs */
+    async ready(programs) {
+        for (const name of programs) if (!this.preparing.has(name)) this.preparing.set(name, this.prepare(name));
+        await Promise.all(Array.from(programs, name => this.preparing.get(name)));
+    }
+
+    /** One pipeline a shader, one bind group a dispatch. @param {string} program */
+    async prepare(program) {
+        const { shaders, programs } = this.manifest;
+        this.replays[program] = await Promise.all(programs[program].dispatches.map(async ({ shader, grid, bindings }) => {
+            const ranges = bindings.map(([name, offset, size]) => [this.buffers.get(name), offset, size]);
+            return { pipeline: await this.gpu.pipeline(shaders[shader]), group: this.gpu.bind(shaders[shader].bindings, ranges), grid };
+        }));
+    }
+
     /**
-     * Submit programs; with a frame number, its tokens can be had by `tokens` later.
-     *
+     * Submit programs that are ready; with a frame number, its tokens can be had by `tokens` later.
      * @param {Call[]} calls
      * @param {number} [frame]
      */

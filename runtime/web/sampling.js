@@ -48,7 +48,6 @@ export function idleParams() {
 
 /**
  * 32 random bits for one step of a seed, the same as runtime/sampling.py computes.
- *
  * @param {number | bigint} seed a whole number
  * @param {number} step
  * @returns {number} unsigned
@@ -67,7 +66,6 @@ export function randomBits(seed, step) {
 
 /**
  * Options of a generation as a sampler.
- *
  * @param {{ maxTokens?: number, temperature?: number, topK?: number, topP?: number, minP?: number, repeatPenalty?: number, seed?: number | bigint }} options
  * @returns {Sampler}
  * @throws {PromptError} for what is out of range, before anything runs

@@ -55,7 +55,8 @@ class Download {
         this.size = Infinity;
         this.ranges = false;
         this.position = 0;                      // of the first byte of `rest`
-        this.rest = new Uint8Array();           // what has come and was not asked for yet
+        /** @type {Uint8Array} what has come and was not asked for yet */
+        this.rest = new Uint8Array();
         this.reader = /** @type {ReadableStreamDefaultReader<Uint8Array> | undefined} */ (undefined);
     }
 

@@ -19,11 +19,7 @@ const BYTE_TOKEN = /^<0x([0-9A-Fa-f]{2})>$/;
 const LONE_SURROGATE = /\p{Surrogate}/u;
 
 export class Tokenizer {
-    /**
-     * @param {Uint8Array} json the bytes of a tokenizer.json
-     * @param {Settings} settings
-     * @throws {TokenizerError}
-     */
+    /** @param {Uint8Array} json the bytes of a tokenizer.json @param {Settings} settings @throws {TokenizerError} */
     constructor(json, settings = {}) {
         let file;
         try {
@@ -50,7 +46,6 @@ export class Tokenizer {
 
     /**
      * Turn text into ids; special tokens are what the model wants around a text, such as bos.
-     *
      * @param {string} text
      * @param {{ addSpecialTokens?: boolean }} [options]
      * @returns {number[]}
@@ -74,7 +69,6 @@ export class Tokenizer {
 
     /**
      * Write messages as the prompt for the assistant's next turn; it holds bos already, so encode it without special tokens.
-     *
      * @param {Message[]} messages
      * @returns {Promise<string>}
      */
@@ -105,7 +99,6 @@ export class Tokenizer {
 
     /**
      * Decode a token behind others, so that it is not the first, and cut their text off.
-     *
      * @param {number} token
      * @param {number[]} before
      * @param {number} skip

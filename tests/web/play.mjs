@@ -1,4 +1,4 @@
-/** Play a package with runtime/web in Node: node play.mjs JOBS.json, run in a folder where the npm package `webgpu` is installed. */
+/** Play a package with runtime/web in Node: node play.mjs JOBS.json in a folder where the npm package `webgpu` is installed. */
 import { readFileSync, writeFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { pathToFileURL } from "node:url";
@@ -47,7 +47,7 @@ const does = {
         for await (const _ of stream) if (++count === 3) abort.abort();
         return { count, reason: stream.finishReason, then: await model.generate(prompt, { maxTokens: 4 }) };
     },
-    /** Milliseconds of the host, and the GPU's own clock, over the steps of a stream. */
+    /** When the GPU began and ended each step of a stream. */
     async profile({ prompt, options }) {
         model.player.gpu.recording.start();
         for await (const _ of model.stream(prompt, options));
@@ -73,5 +73,4 @@ for (const job of jobs) {
     results.push(await does[job.do](job));
     console.error(`${job.do}: ${Math.round(performance.now() - start)} ms`);
 }
-console.log(JSON.stringify(results));
-model.dispose();
+process.stdout.write(JSON.stringify(results), () => process.exit());       // shaders that are still compiled behind are of no interest
