@@ -198,6 +198,38 @@ def chat(model: ModelPath, system: Annotated[str | None, typer.Option(help="What
 
 
 @app.command()
+def web(model: ModelPath, export: Annotated[Path | None, typer.Option(metavar="DIR", help="Write a folder for any web server instead.")] = None,
+        port: Annotated[int, typer.Option(min=0, max=65535, help="Where to serve it; 0 takes any that is free.")] = 8640,
+        launch: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in the browser.")] = True,
+        context: Context = None, dtype: Dtype = None, cache: Cache = None, quantize: Quantize = None) -> None:
+    """Play a package in a web page, on this machine or from any web server. Any other model is compiled for browsers first.
+
+    \b
+    tilewright web model.wgpu-llama
+    tilewright web path/to/model --quantize q4_0
+    tilewright web model.wgpu-llama --export site
+    """
+    import tempfile
+
+    from .api import is_package
+    from .compiler.report import amount
+    from .runtime.website import Website, export_site
+    with tempfile.TemporaryDirectory() as folder:
+        package = model
+        if not is_package(model):
+            package = Path(folder) / f"{model.resolve().stem}.wgpu-llama"
+            pack(model, package, "web", context, dtype, cache, quantize)
+        if export:
+            typer.echo(f"wrote {export}: {amount(export_site(package, export))}; any web server can serve it, over https", err=True)
+            return
+        with Website(package, port) as site:
+            typer.echo(f"{package.name} plays at {site.address} (Ctrl-C ends)", err=True)
+            if launch:
+                typer.launch(site.address)
+            site.serve_forever()
+
+
+@app.command()
 def perplexity(model: ModelPath, text: Annotated[Path, typer.Argument(metavar="TEXT", help="A text file of at least 512 tokens.")],
                against: Annotated[Path | None, typer.Option(metavar="MODEL", help="Tell how far the model is from this one.")] = None,
                windows: Annotated[int | None, typer.Option(help="Take only the first so many windows of 512 tokens.")] = None,
