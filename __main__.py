@@ -21,6 +21,8 @@ LIMITS = ("max_buffer_size", "max_storage_buffer_binding_size", "max_storage_buf
           "max_compute_workgroup_storage_size", "max_compute_invocations_per_workgroup")
 
 TargetName = Annotated[str, typer.Option("--device", help="auto, a part of an adapter's name, or a device profile such as web-default.")]
+Targets = Annotated[list[str], typer.Option("--target", "--device", help="What to compile for: auto, a part of an adapter's name, a device "
+                    "profile or TOML file, or web (browsers). Given several times, or with commas, one file plays on all.")]
 MaxTokens = Annotated[int, typer.Option(min=0, help="Tokens to generate at most.")]
 Temperature = Annotated[float, typer.Option(help="0 always takes the likeliest token; more gives more variety.")]
 TopK = Annotated[int, typer.Option(help="Sample from so many of the likeliest tokens; 0 is off.")]
@@ -101,19 +103,21 @@ def demo(device: DeviceName = "auto",
 
 @app.command(name="compile")
 def compile_(model: ModelPath, output: Annotated[Path, typer.Option("--output", "-o", help="The package to write, NAME.wgpu-llama.")],
-             device: TargetName = "auto", context: Context = None, dtype: Dtype = None, cache: Cache = None, quantize: Quantize = None,
+             target: Targets = ["auto"], context: Context = None, dtype: Dtype = None, cache: Cache = None,       # noqa: B006
+             quantize: Quantize = None,
              tune: Annotated[bool, typer.Option("--tune", help="First find this GPU's fastest kernels; they are kept.")] = False) -> None:
     """Compile a model into one file that any player can run.
 
     \b
     tilewright compile path/to/model -o model.wgpu-llama
-    tilewright compile model.gguf -o model.wgpu-llama --device web-default
+    tilewright compile model.gguf -o model.wgpu-llama --target web
+    tilewright compile model.gguf -o model.wgpu-llama --target web,nvidia-h200
     tilewright compile path/to/model -o model.wgpu-llama --quantize q4_0,embedding=q8_0 --tune
     """
     if tune:
         from . import measuring
-        measuring.tune_first(model, device, context, dtype, cache, quantize)
-    pack(model, output, device, context, dtype, cache, quantize)
+        measuring.tune_first(model, target[0], context, dtype, cache, quantize)
+    pack(model, output, ",".join(target), context, dtype, cache, quantize)
 
 
 @app.command()
@@ -194,6 +198,38 @@ def chat(model: ModelPath, system: Annotated[str | None, typer.Option(help="What
 
 
 @app.command()
+def web(model: ModelPath, export: Annotated[Path | None, typer.Option(metavar="DIR", help="Write a folder for any web server instead.")] = None,
+        port: Annotated[int, typer.Option(min=0, max=65535, help="Where to serve it; 0 takes any that is free.")] = 8640,
+        launch: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in the browser.")] = True,
+        context: Context = None, dtype: Dtype = None, cache: Cache = None, quantize: Quantize = None) -> None:
+    """Play a package in a web page, on this machine or from any web server. Any other model is compiled for browsers first.
+
+    \b
+    tilewright web model.wgpu-llama
+    tilewright web path/to/model --quantize q4_0
+    tilewright web model.wgpu-llama --export site
+    """
+    import tempfile
+
+    from .api import is_package
+    from .compiler.report import amount
+    from .runtime.website import Website, export_site
+    with tempfile.TemporaryDirectory() as folder:
+        package = model
+        if not is_package(model):
+            package = Path(folder) / f"{model.resolve().stem}.wgpu-llama"
+            pack(model, package, "web", context, dtype, cache, quantize)
+        if export:
+            typer.echo(f"wrote {export}: {amount(export_site(package, export))}; any web server can serve it, over https", err=True)
+            return
+        with Website(package, port) as site:
+            typer.echo(f"{package.name} plays at {site.address} (Ctrl-C ends)", err=True)
+            if launch:
+                typer.launch(site.address)
+            site.serve_forever()
+
+
+@app.command()
 def perplexity(model: ModelPath, text: Annotated[Path, typer.Argument(metavar="TEXT", help="A text file of at least 512 tokens.")],
                against: Annotated[Path | None, typer.Option(metavar="MODEL", help="Tell how far the model is from this one.")] = None,
                windows: Annotated[int | None, typer.Option(help="Take only the first so many windows of 512 tokens.")] = None,
@@ -229,11 +265,13 @@ def perplexity(model: ModelPath, text: Annotated[Path, typer.Argument(metavar="T
 @app.command()
 def inspect(model: ModelPath, tensors: Annotated[bool, typer.Option("--tensors", help="A line for every tensor too.")] = False,
             as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+            variant: Annotated[str | None, typer.Option(help="Of several variants, the one for this device; if not given the first.")] = None,
             device: TargetName = "auto") -> None:
-    """Show what is in a package: programs, kernels, weights, caches, memory. Any other model is compiled first.
+    """Show what is in a package: variants, programs, kernels, weights, caches, memory. Any other model is compiled first.
 
     \b
     tilewright inspect model.wgpu-llama --tensors
+    tilewright inspect model.wgpu-llama --variant web-default
     tilewright inspect path/to/model --device web-default
     """
     from .api import compile_for, is_package, open_checkpoint, open_package
@@ -242,7 +280,7 @@ def inspect(model: ModelPath, tensors: Annotated[bool, typer.Option("--tensors",
     with progress() as show:
         done = is_package(model)
         package = open_package(model) if done else compile_for(open_checkpoint(model), target_of(device), progress=show)
-    told = describe(package)
+    told = describe(package.variant_for(variant) if variant else package)
     if as_json:
         import json
         print(json.dumps(told, indent=1))
@@ -328,38 +366,24 @@ def load(path: Path, device: str, context: int | None = None, dtype: str | None 
         return api.load(path, device, context, dtype, cache, show, quantize, activations=activations)
 
 
-def pack(model: Path, output: Path, device: str, context: int | None, dtype: str | None, cache: str | None, quantize: str | None) -> None:
+def pack(model: Path, output: Path, names: str, context: int | None, dtype: str | None, cache: str | None, quantize: str | None) -> None:
     """Write a package; a model for the reference device is not compiled."""
-    from .api import compile_for, open_checkpoint
+    from .api import compile_for, open_checkpoint, targets
     from .compiler.report import amount
     from .runtime.terminal import progress
     start = time.perf_counter()
     with progress() as show:
-        target = target_of(device)
-        package = compile_for(open_checkpoint(model), target, context, dtype or "f32", cache, show, quantize)
+        package = compile_for(open_checkpoint(model), targets(names), context, dtype or "f32", cache, show, quantize)
         package.save(output, lambda done, total: show("writing", done, total))
-    shaders = len(package.manifest["shaders"])
-    typer.echo(f"wrote {output}: {amount(output.stat().st_size)}, {f'{shaders} shaders for {target.name}' if shaders else 'not compiled'}, "
+    made = [f"{len(v['shaders'])} shaders for {v['device']['name']}" for v in package.variants if v["shaders"]]
+    typer.echo(f"wrote {output}: {amount(output.stat().st_size)}, {', '.join(made) or 'not compiled'}, "
                f"in {time.perf_counter() - start:.1f} s", err=True)
 
 
 def target_of(device: str) -> Device:
-    """What to compile for: an adapter of this machine, or a device profile, which needs no such device."""
-    from .api import open_gpu, record_of
-    from .compiler.device import shipped_devices
-    from .runtime.adapter import DeviceError
-    try:
-        gpu = open_gpu(device)
-    except DeviceError as error:
-        profiles = {d.name.lower(): d for d in shipped_devices()}
-        if device.lower() not in profiles:
-            raise DeviceError(f"{error}; device profiles: {', '.join(d.name for d in profiles.values())}") from None
-        return profiles[device.lower()]
-    try:
-        return record_of(gpu)
-    finally:
-        if gpu:
-            gpu.close()
+    """The one device that explain, view and inspect are about."""
+    from .api import targets
+    return targets(device)[0]
 
 
 def stages_of(path: Path, target: Device, program: str) -> tuple[list[tuple[str, Graph]], list[str]]:

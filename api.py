@@ -1,10 +1,9 @@
 """The Python interface: checkpoint to package to model."""
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -13,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from . import requantization
-from .compiler.assembly import build_package
-from .compiler.device import REFERENCE, Device, device_for
+from .compiler.assembly import Variant, build_package
+from .compiler.device import REFERENCE, Device, with_least_storage
 from .compiler.ir import Graph
 from .compiler.package import Package, PackageError, open_package
 from .compiler.pipeline import compile_graphs
@@ -23,11 +22,12 @@ from .frontends.checkpoint import Checkpoint, CheckpointError, TokenizerData, op
 from .frontends.lower import CACHES, Plan, lower, raw_config
 from .frontends.models import register_model
 from .frontends.quantize import Quantize
-from .runtime.adapter import adapters, pick
 from .runtime.generate import Model, Player
 from .runtime.gpu import Gpu
 from .runtime.player import GpuPlayer, ReferencePlayer
+from .runtime.requirements import playable
 from .runtime.tokenizer import Tokenizer
+from .targets import open_gpu, record_of, targets
 from .templates import KERNELS
 
 MOST_CONTEXT = 8192             # what context=None gives at most
@@ -41,30 +41,11 @@ def silent(what: str, done: int, total: int) -> None:
     pass
 
 
-def open_gpu(device: str) -> Gpu | None:
-    """The GPU that a `device` argument means; None for the numpy reference, which "auto" falls back to with a word on stderr."""
-    if device == "reference" or os.environ.get("TILEWRIGHT_REFERENCE") == "1":
-        return None
-    if device == "auto" and not adapters():
-        print("tilewright: no GPU adapter was found, so the numpy reference plays (slowly); install a Vulkan, Metal or D3D12 driver, "
-              "on Debian without a GPU: apt install mesa-vulkan-drivers libvulkan1", file=sys.stderr)
-        return None
-    return Gpu(pick(device))
-
-
-def record_of(gpu: Gpu | None, activations: str | None = None) -> Device:
-    """The compiler's record of a device; with activations "f32" or "q8", as if it multiplied those best."""
-    if activations not in (None, "f32", "q8"):
-        raise CheckpointError(f"unknown activations '{activations}'; known: f32, q8")
-    if gpu is None:
-        return REFERENCE
-    record = device_for(gpu.info.name, gpu.features, gpu.limits, gpu.subgroup_size)
-    return replace(record, packed_dot=activations == "q8") if activations else record
-
-
 def compile(path: str | Path, device: str = "auto", context: int | None = None, dtype: str = "f32", cache: str | None = None,
             progress: Progress = silent, quantize: Quantize = None, batch: int = 1, activations: str | None = None) -> Package:
-    """Compile a Hugging Face folder or a GGUF file for a device: "auto", a part of an adapter's name, or "reference" (numpy).
+    """Compile a Hugging Face folder or a GGUF file for a device: "auto", a part of an adapter's name, "reference" (numpy), a profile or TOML
+    file of a device that need not be here, or "web", which stands for the profiles of browsers. Several, with commas between them, become
+    variants over one copy of the weights.
 
     context: positions, by default the model's, at most 8,192. dtype: storage of activations ("f32", "f16"); cache: that of keys and
     values ("q8_0" too), as dtype by default. quantize: the format of the weight matrices ("q4_0"), with others for some names if need be
@@ -73,42 +54,43 @@ def compile(path: str | Path, device: str = "auto", context: int | None = None, 
     8-bit integers by blocks of 32 ("q8") or not ("f32"); by default what the device does faster.
     Raises CheckpointError, GraphError or DeviceError with one clear sentence.
     """
-    gpu = open_gpu(device)
-    try:
-        return compile_for(open_checkpoint(path), record_of(gpu, activations), context, dtype, cache, progress, quantize, batch=batch)
-    finally:
-        if gpu:
-            gpu.close()
+    return compile_for(open_checkpoint(path), targets(device, activations), context, dtype, cache, progress, quantize, batch=batch)
 
 
-def compile_for(checkpoint: Checkpoint, device: Device, context: int | None = None, dtype: str = "f32", cache: str | None = None,
-                progress: Progress = silent, quantize: Quantize = None, rounded: Mapping[str, np.ndarray] = MappingProxyType({}),
-                batch: int = 1) -> Package:
-    """Compile an opened checkpoint for a device record; needs no such device. rounded: stored rows (uint8) of weights that have been
-    rounded to their formats already."""
+def compile_for(checkpoint: Checkpoint, device: Device | Sequence[Device], context: int | None = None, dtype: str = "f32",
+                cache: str | None = None, progress: Progress = silent, quantize: Quantize = None,
+                rounded: Mapping[str, np.ndarray] = MappingProxyType({}), batch: int = 1) -> Package:
+    """Compile an opened checkpoint for a device record or several; needs no such device. Of several, those without shader-f16 store in f32
+    what others store in f16. rounded: stored rows (uint8) of weights that have been rounded to their formats already."""
     for what, given, known in (("dtype", dtype, ("f32", "f16")), ("cache", cache or dtype, tuple(CACHES))):
         if given not in known:
             raise CheckpointError(f"unknown {what} '{given}'; known: {', '.join(known)}")
-    lowered = lower(checkpoint, plan_for(checkpoint, device, context, dtype, cache or dtype, batch), quantize)
-    for note in lowered.notes:
+    devices = [device] if isinstance(device, Device) else list(device) if len(device) == 1 else with_least_storage(device)
+
+    def stored(kind: str, on: Device) -> str:
+        return "f32" if kind == "f16" and len(devices) > 1 and "shader-f16" not in on.features else kind
+    plans = [plan_for(checkpoint, d, context, stored(dtype, d), stored(cache or dtype, d), batch) for d in devices]
+    lowered = [lower(checkpoint, plan, quantize) for plan in plans]
+    for note in lowered[0].notes:
         print(f"tilewright: {note}", file=sys.stderr)
 
     def leaf(name: str) -> np.ndarray:
-        return rounded[name] if name in rounded else lowered.leaf(name)
-    return _package(lowered.graphs, device, lowered.model, leaf, checkpoint.tokenizer, progress)
+        return rounded[name] if name in rounded else lowered[0].leaf(name)
+    return _package([(low.graphs, each, low.model) for low, each in zip(lowered, devices, strict=True)], leaf, checkpoint.tokenizer, progress)
 
 
-def _package(graphs: dict[str, Graph], device: Device, model: dict[str, Any], leaf, tokenizer: TokenizerData | None, progress: Progress) -> Package:
-    kernels = {} if device is REFERENCE else KERNELS
-    done = 0
+def _package(parts: Sequence[tuple[dict[str, Graph], Device, dict[str, Any]]], leaf, tokenizer: TokenizerData | None, progress: Progress) -> Package:
+    """parts: for each device its graphs, itself, and what players need to know of the model."""
+    done, variants = 0, []
 
     def stage(name: str) -> None:
         nonlocal done
         done += 1
-        progress(f"compiling: {name}", done, 8)
-    compiled = compile_graphs(graphs, device, kernels, stage)
+        progress(f"compiling: {name}", done, 8 * len(parts))
+    for graphs, device, model in parts:
+        variants.append(Variant(compile_graphs(graphs, device, {} if device is REFERENCE else KERNELS, stage), device, model))
     described = {k: v for k, v in asdict(tokenizer).items() if k != "json"} if tokenizer else None
-    return build_package(compiled, device, model, leaf, described, tokenizer.json if tokenizer else b"")
+    return build_package(variants, leaf, described, tokenizer.json if tokenizer else b"")
 
 
 def plan_for(checkpoint: Checkpoint, device: Device, context: int | None, dtype: str, cache: str, batch: int = 1) -> Plan:
@@ -137,7 +119,7 @@ def load(path: str | Path, device: str = "auto", context: int | None = None, dty
     if is_package(path):
         if quantize:
             raise PackageError(f"{path} is a package, whose weights have their formats: compile the model again with quantize")
-        package = _fitting(open_package(path), record, context, dtype, cache, progress)
+        package = _fitting(open_package(path), gpu, record, context, dtype, cache, progress)
         return Model(package, player(package), tokenizer_of(package))
     checkpoint = open_checkpoint(path)
 
@@ -160,8 +142,11 @@ def is_package(path: str | Path) -> bool:
     return Path(path).is_file() and Path(path).suffix not in (".gguf", ".json")
 
 
-def _fitting(package: Package, device: Device, context: int | None, dtype: str | None, cache: str | None, progress: Progress) -> Package:
-    """The package as asked for; one without compiled programs is compiled for the device."""
+def _fitting(package: Package, gpu: Gpu | None, device: Device, context: int | None, dtype: str | None, cache: str | None,
+             progress: Progress) -> Package:
+    """The package as asked for, with the variant that the device plays; one without compiled programs is compiled for the device."""
+    if gpu and package.manifest["shaders"]:
+        package = playable(package, gpu)
     model = package.manifest["model"]
     for what, asked in (("context", context), ("dtype", dtype), ("cache", cache)):
         if asked is not None and asked != model[what]:
@@ -171,7 +156,7 @@ def _fitting(package: Package, device: Device, context: int | None, dtype: str |
     graphs = {name: package.graph(name) for name in package.manifest["programs"]}
     tokenizer = package.manifest["tokenizer"]
     data = TokenizerData(json=bytes(package.blob("tokenizer")), **tokenizer) if tokenizer else None
-    return _package(graphs, device, model, package.stored, data, progress)
+    return _package([(graphs, device, model)], package.stored, data, progress)
 
 
 def tokenizer_of(package: Package) -> Tokenizer | None:
@@ -188,4 +173,4 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     return Tokenizer(**asdict(read_tokenizer(path)))
 
 
-__all__ = ["compile", "compile_for", "load", "load_tokenizer", "open_gpu", "record_of", "register_model"]
+__all__ = ["compile", "compile_for", "load", "load_tokenizer", "open_gpu", "record_of", "register_model", "targets"]

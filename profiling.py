@@ -21,6 +21,7 @@ from .compiler.proof import proved
 from .frontends.quantize import Quantize
 from .runtime import timing
 from .runtime.generate import Model
+from .runtime.requirements import playable
 from .runtime.tracing import Recording, Span, TracedGpu, TracedPlayer
 
 WARM = 8        # tokens before those that are recorded
@@ -67,6 +68,7 @@ def open_model(path: Path, gpu: TracedGpu, progress: Progress, context: int | No
         package = open_package(path)
         if not package.manifest["shaders"]:
             raise PackageError(f"{path} is not compiled: compile the model, or give the one that the package was made of")
+        package = playable(package, gpu)
     else:
         package = compile_for(open_checkpoint(path), record_of(gpu), context, dtype or "f32", cache, progress, quantize)
     return playing(package, gpu, progress)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .compiler.assembly import build_package
+from .compiler.assembly import Variant, build_package
 from .compiler.device import REFERENCE, Device
 from .compiler.ir import GraphError
 from .compiler.package import Package, open_package
@@ -108,7 +108,7 @@ def compile_tensors(model: Any, where: str, device: Device, shapes: Mapping[str,
         raise CheckpointError(f"{where}: {error} depends on the contents of {', '.join(sorted(error.origins)) or 'what is computed'}, so it "
                               "cannot be compiled ahead; use tilewright.session, or make these initializers") from None
     compiled = compile_graphs({PROGRAM: lowered.graph}, device, {} if device is REFERENCE else KERNELS)
-    return build_package(compiled, device, lowered.model, lowered.leaves.__getitem__), lowered.static
+    return build_package([Variant(compiled, device, lowered.model)], lowered.leaves.__getitem__), lowered.static
 
 
 def compile_onnx(path: str | Path, device: Device, shapes: Shapes | None = None) -> Package:

@@ -6,7 +6,7 @@ import os
 import re
 import sys
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -21,7 +21,6 @@ DEFAULT_LIMITS = {
     "max_compute_invocations_per_workgroup": 256,
     "max_compute_workgroup_size_x": 256,
     "max_compute_workgroups_per_dimension": 65535,
-    "min_storage_buffer_offset_alignment": 256,
 }
 
 MEASURED = ("bandwidth", "launch", "flops", "width")
@@ -63,6 +62,12 @@ class Device:
         """The same device as if it lacked some features."""
         left = self.features - set(features)
         return replace(self, features=left, subgroup_size=self.subgroup_size if "subgroups" in left else 0)
+
+
+def with_least_storage(devices: Sequence[Device]) -> list[Device]:
+    """The devices as if none had larger buffers and bindings than another, so that all cut weights alike."""
+    least = {name: min(d.limit(name) for d in devices) for name in ("max_buffer_size", "max_storage_buffer_binding_size")}
+    return [replace(d, limits={**d.limits, **least}) for d in devices]
 
 
 # plays graphs in numpy; nothing is generated for it

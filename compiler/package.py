@@ -1,10 +1,11 @@
 """The `.wgpu-llama` file: everything a player needs, as data.
 
 u32 little-endian header length, a JSON manifest, then blobs on 256-byte boundaries, each with a crc32. Weight blobs are the contents of
-whole GPU buffers. The manifest, by key: format and version; model (dimensions); device (name, and what it must offer); tokenizer; weights
-(name, shape, dtype, layout, planes as [buffer, offset, bytes], and of quantized ones format, blockSize, groupSize, and which planes are
-scales and zeroPoints); states; buffers (bytes by name); shaders (WGSL without `enable` lines, bindings, needed features); programs (graph
-text, step-buffer layout, dispatches); blobs (offset, bytes, crc32).
+whole GPU buffers. The manifest, by key: format and version; model (dimensions); tokenizer; weights (name, shape, dtype, layout, planes as
+[buffer, offset, bytes], and of quantized ones format, blockSize, groupSize, and which planes are scales and zeroPoints); blobs (offset,
+bytes, crc32); and variants, the most demanding first, of which a player takes the first that its adapter meets. A variant: model (what it
+has otherwise); device (name, and what it must offer); states; buffers (bytes by name); shaders (WGSL without `enable` lines, bindings,
+needed features); programs (graph text, step-buffer layout, dispatches); memory.
 """
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ import struct
 import zlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from .ops import NUMPY, step
 from .text import read
 
 FORMAT, VERSION, ALIGN = "wgpu-llama", 1, 256
+SHARED = {"model", "weights"}
+VARYING = {"model", "device", "states", "buffers", "shaders", "programs", "memory"}
 
 
 class PackageError(Exception):
@@ -34,19 +37,39 @@ class PackageError(Exception):
 
 @dataclass
 class Package:
-    """manifest: as in the module's docstring. blob(name): the bytes of a blob, uint8 [size]; may be made when it is asked for.
-    array(name): of a package that was just compiled, what a weight's layout packs."""
+    """shared: what the manifest says of all variants; variants: what it says of each. blob(name): the bytes of a blob, uint8 [size]; may be
+    made when it is asked for. array(name): of a package that was just compiled, what a weight's layout packs. chosen: the variant that
+    `manifest` shows, and which is played."""
 
-    manifest: dict[str, Any]
+    shared: dict[str, Any]
+    variants: list[dict[str, Any]]
     blob: Callable[[str], np.ndarray]
     timings: dict[str, float] = field(default_factory=dict)     # seconds by compiler stage; not saved
     array: Callable[[str], np.ndarray] | None = None
+    chosen: int = 0
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        """All that there is to know of the chosen variant, flat."""
+        variant = self.variants[self.chosen]
+        return {**self.shared, **variant, "model": {**self.shared["model"], **variant["model"]}}
+
+    def variant(self, number: int) -> Package:
+        """The same package with another variant chosen."""
+        return replace(self, chosen=number)
+
+    def variant_for(self, device: str) -> Package:
+        """The variant whose device has this name. Raises PackageError naming those that there are."""
+        names = [variant["device"]["name"] for variant in self.variants]
+        if device not in names:
+            raise PackageError(f"the package has no variant for '{device}'; it has: {', '.join(names)}")
+        return self.variant(names.index(device))
 
     def save(self, path: str | Path, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
         """Write the file; it appears only when it is complete. progress(bytes written, bytes in all)."""
         path, blobs = Path(path), {}
         at = 0
-        for name, entry in self.manifest["blobs"].items():
+        for name, entry in self.shared["blobs"].items():
             blobs[name] = {"offset": at, "size": entry["size"], "crc32": "00000000"}
             at += -(-entry["size"] // ALIGN) * ALIGN
         partial = path.with_name(path.name + ".partial")
@@ -70,7 +93,7 @@ class Package:
 
     def _write_header(self, file, blobs: Mapping[str, Any]) -> int:
         """Write the header, whose length does not depend on the checksums; returns where blobs start."""
-        text = json.dumps({"format": FORMAT, "version": VERSION, **self.manifest, "blobs": blobs}).encode()
+        text = json.dumps({"format": FORMAT, "version": VERSION, **self.shared, "blobs": blobs, "variants": self.variants}).encode()
         text += b" " * (-(len(text) + 4) % ALIGN)
         file.write(struct.pack("<I", len(text)) + text)
         return len(text) + 4
@@ -141,13 +164,15 @@ def open_package(path: str | Path) -> Package:
         if manifest["version"] != VERSION:
             raise PackageError(f"{path} is version {manifest['version']} of the format, this Tilewright reads version {VERSION}: compile it again")
         blobs = {name: (length + 4 + b["offset"], b["size"], b["crc32"]) for name, b in manifest["blobs"].items()}
-        missing = {"model", "device", "weights", "states", "buffers", "shaders", "programs"} - manifest.keys()
+        variants = manifest.get("variants") or [{}]
+        missing = (SHARED - manifest.keys()) | set().union(*(VARYING - variant.keys() for variant in variants))
     except (ValueError, KeyError, TypeError, AttributeError) as err:
         raise PackageError(f"{path} is no .wgpu-llama file: its header is damaged ({err})") from err
     if missing:
         raise PackageError(f"{path} is damaged: its header lacks {', '.join(sorted(missing))}")
     _check_blobs(path, raw, blobs)
-    return Package(manifest, lambda name: raw[blobs[name][0]:blobs[name][0] + blobs[name][1]])
+    shared = {key: value for key, value in manifest.items() if key not in ("format", "version", "variants")}
+    return Package(shared, variants, lambda name: raw[blobs[name][0]:blobs[name][0] + blobs[name][1]])
 
 
 def _check_blobs(path: Path, raw: np.ndarray, blobs: Mapping[str, tuple[int, int, str]]) -> None:

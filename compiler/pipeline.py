@@ -79,7 +79,7 @@ def compile_graphs(graphs: Mapping[str, Graph], device: Device, kernels: Mapping
     if not kernels:
         return result
     start = time.perf_counter()
-    result.memories = {name: place(g, device.limit("min_storage_buffer_offset_alignment")) for name, g in result.graphs.items()}
+    result.memories = {name: place(g) for name, g in result.graphs.items()}
     result.seconds["memory"] = time.perf_counter() - start
     progress("memory")
     start = time.perf_counter()

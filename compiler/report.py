@@ -35,6 +35,7 @@ def describe(package: Package) -> Record:
     return {
         "model": manifest["model"],
         "device": manifest["device"],
+        "variants": [{**v["device"], "shaders": len(v["shaders"]), "temporaries": v["memory"]["temporaries"]} for v in package.variants],
         "programs": {name: {"dispatches": len(p["dispatches"]), "shaders": len({d["shader"] for d in p["dispatches"]})}
                      for name, p in programs.items()},
         "shaders": len(shaders),
@@ -117,10 +118,14 @@ def tables(told: Record, tensors: bool = False) -> list[Table]:
     """What `describe` gives, as tables to print."""
     device, memory = told["device"], told["memory"]
     limits = [(k.removeprefix("max_").replace("_", " "), f"at least {v:,}") for k, v in device["limits"].items() if v]
+    subgroups = [("subgroup size", device["subgroup_size"])] if device["subgroup_size"] else []
     found: list[Table] = [
         ("model", ("", ""), [(k, " ".join(map(str, v)) if isinstance(v, list) else v) for k, v in told["model"].items()]),
-        ("device", ("", ""), [("compiled for", device["name"]), ("features", ", ".join(device["features"]) or "none"),
-                                ("ops whose kernels tuning chose", device.get("tuned", 0)), *limits]),
+        ("device", ("", ""), [("compiled for", device["name"]), ("features", ", ".join(device["features"]) or "none"), *subgroups,
+                              ("ops whose kernels tuning chose", device.get("tuned", 0)), *limits]),
+        *([("variants, the first that a device meets is played", ("for", "features", "subgroup size", "shaders", "temporaries"),
+            [(v["name"], ", ".join(v["features"]) or "none", v["subgroup_size"], v["shaders"], amount(v["temporaries"]))
+             for v in told["variants"]])] if len(told["variants"]) > 1 else []),
         ("programs", ("program", "dispatches", "distinct shaders"),
          [(n, p["dispatches"], p["shaders"]) for n, p in told["programs"].items()]),
         *(_dispatch_tables(told) if told["shaders"] else []),

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from ..compiler.package import Package
-from .adapter import DeviceError
 from .gpu import Copy, Dispatch, Gpu, Shader
+from .requirements import check_requirements
 from .submission import Buffer
 
 FRAMES = 2      # while the GPU plays one, the host prepares the next
@@ -134,15 +134,3 @@ class ReferencePlayer:
 def _enable(shader: Mapping[str, Any]) -> str:
     """The WGSL with the `enable` lines that naga wants (it refuses `enable subgroups;`)."""
     return ("enable f16;\n" if "shader-f16" in shader["needs"] else "") + shader["wgsl"]
-
-
-def check_requirements(needs: Mapping[str, Any], gpu: Gpu) -> None:
-    """Raise DeviceError naming what the package was compiled for and what this device lacks."""
-    lacks = [f"the feature {f}" for f in needs["features"] if f not in gpu.features]
-    lacks += [f"{name.removeprefix('max_').replace('_', ' ')} of {least:,} (it has {gpu.limits.get(name, 0):,})"
-              for name, least in needs["limits"].items() if least > gpu.limits.get(name, 0)]
-    if not lacks and needs["subgroup_size"] and needs["subgroup_size"] != gpu.subgroup_size:
-        lacks.append(f"subgroups of {needs['subgroup_size']} (it has {gpu.subgroup_size})")
-    if lacks:
-        raise DeviceError(f"the package was compiled for {needs['name']} and {gpu.info.name} lacks {'; '.join(lacks)}: "
-                          "compile the model for this device")

@@ -8,7 +8,8 @@ import numpy as np
 
 from ..compiler.package import Package
 from .gpu import Copy, Gpu, Shader
-from .player import _enable, check_requirements
+from .player import _enable
+from .requirements import check_requirements
 
 PROGRAM = "main"
 ALIGN = 256     # between the results in the buffer that is read

@@ -13,7 +13,7 @@ from tilewright.api import compile_for
 from tilewright.compiler.device import shipped_devices
 from tilewright.compiler.ir import GraphError
 from tilewright.frontends.checkpoint import open_checkpoint
-from tilewright.runtime.player import check_requirements
+from tilewright.runtime.requirements import check_requirements
 
 TRUTH = Path(__file__).parent / "data" / "truth"
 

@@ -11,7 +11,7 @@ import pytest
 import tilewright
 from tilewright import CheckpointError
 from tilewright.api import plan_for, record_of
-from tilewright.compiler.assembly import build_package
+from tilewright.compiler.assembly import Variant, build_package
 from tilewright.compiler.caches import caches, spans
 from tilewright.compiler.device import REFERENCE
 from tilewright.compiler.pipeline import compile_graphs
@@ -161,7 +161,7 @@ def small(path: Path, gpu) -> Model:
     """A model with prefill chunks of 4 and 8 rows, on a GPU or (None) in numpy."""
     device, checkpoint = record_of(gpu), open_checkpoint(path)
     low = lower(checkpoint, replace(plan_for(checkpoint, device, 120, "f32", "f32"), prefill=(4, 8)))
-    package = build_package(compile_graphs(low.graphs, device, KERNELS if gpu else {}), device, low.model, low.leaf)
+    package = build_package([Variant(compile_graphs(low.graphs, device, KERNELS if gpu else {}), device, low.model)], low.leaf)
     return Model(package, GpuPlayer(package, gpu) if gpu else ReferencePlayer(package), None)
 
 
@@ -199,7 +199,7 @@ def test_caches_in_pieces_and_in_split_attention(gpu):
     device = replace(device, limits={**device.limits, "max_storage_buffer_binding_size": 32768})
     checkpoint = open_checkpoint(TRUTH / "llama4")
     low = lower(checkpoint, replace(plan_for(checkpoint, device, 512, "f32", "f32"), prefill=(8, 16)))
-    package = build_package(compile_graphs(low.graphs, device, KERNELS), device, low.model, low.leaf)
+    package = build_package([Variant(compile_graphs(low.graphs, device, KERNELS), device, low.model)], low.leaf)
     assert any(n.endswith(".keys.1") for n in package.manifest["states"])
     found = caches(package)
     assert sum(len(c["layers"]) for c in found) == low.model["layers"]

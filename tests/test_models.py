@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tilewright
 from tilewright.api import compile_for, plan_for, record_of
-from tilewright.compiler.assembly import build_package
+from tilewright.compiler.assembly import Variant, build_package
 from tilewright.compiler.pipeline import compile_graphs
 from tilewright.frontends.checkpoint import open_checkpoint
 from tilewright.frontends.lower import lower
@@ -126,7 +126,7 @@ def test_a_small_binding_limit_changes_nothing(gpu):
     device = replace(device, limits={**device.limits, "max_storage_buffer_binding_size": 16384})
     checkpoint = open_checkpoint(DATA / "truth" / name)
     low = lower(checkpoint, replace(plan_for(checkpoint, device, 160, "f32", "f32"), prefill=(8, 16)))
-    package = build_package(compile_graphs(low.graphs, device, KERNELS), device, low.model, low.leaf)
+    package = build_package([Variant(compile_graphs(low.graphs, device, KERNELS), device, low.model)], low.leaf)
     truth = np.load(DATA / "truth" / name / "truth.npz")
     model = Model(package, GpuPlayer(package, gpu), None)
     assert any(".rows" in w for w in package.manifest["weights"]) and any(s.endswith(".keys.1") for s in package.manifest["states"])

@@ -1,0 +1,50 @@
+/** What a model is given: a conversation or a text as token ids, cut to its context; and what could be made of a model to fit a device. */
+import { PromptError } from "./errors.js";
+
+const ROOM = 0.25;      // of the context, which an answer can have at least
+
+/**
+ * Messages as ids. Where they are too long, the oldest are left out, but for what the system says; of a text its beginning.
+ *
+ * @param {import("./generate.js").Model} model
+ * @param {import("./tokenizer.js").Message[]} messages
+ * @param {number} maxTokens that the answer may have
+ * @returns {Promise<{ ids: number[], dropped: number }>} and how many messages, or tokens of a text, were left out
+ * @throws {PromptError} when the last message is too long alone
+ */
+export async function fitted(model, messages, maxTokens) {
+    const tokenizer = model.tokens(), most = model.context - Math.min(maxTokens, Math.floor(ROOM * model.context));
+    if (!tokenizer.chatTemplate) return tail(tokenizer.encode(messages.map(m => m.content).join("")), most);
+    const system = messages.filter(m => m.role === "system"), rest = messages.filter(m => m.role !== "system");
+    for (let dropped = 0; ; dropped += 2) {
+        const ids = tokenizer.encode(await model.chat([...system, ...rest.slice(dropped)]), { addSpecialTokens: false });
+        if (ids.length <= most) return { ids, dropped };
+        if (dropped + 2 >= rest.length) {
+            if (ids.length < model.context) return { ids, dropped };
+            throw new PromptError(`the message has ${ids.length.toLocaleString("en")} tokens but the model's context is ${model.context.toLocaleString("en")}: shorten it`);
+        }
+    }
+}
+
+/** @param {number[]} ids the first of which may be bos @param {number} most */
+function tail(ids, most) {
+    const dropped = Math.max(0, ids.length - most);
+    return { ids: dropped ? [ids[0], ...ids.slice(dropped + 1)] : ids, dropped };
+}
+
+/**
+ * How a model would have to be compiled to need less memory, in a sentence.
+ *
+ * @param {any} manifest
+ * @returns {string}
+ */
+export function describe(manifest) {
+    const elements = shape => shape.reduce((a, b) => a * b, 1), gigabytes = bytes => `${(bytes / 1e9).toFixed(bytes < 1e9 ? 2 : 1)} GB`;
+    const weights = Object.values(manifest.weights), now = weights.reduce((sum, w) => sum + w.planes.reduce((all, [, , size]) => all + size, 0), 0);
+    const small = weights.reduce((sum, w) => sum + elements(w.shape) * (w.shape.length > 1 ? 4.5 / 8 : 4), 0);
+    const { buffers } = manifest.variants.at(-1), states = Object.entries(buffers).filter(([name]) => name.startsWith("state.layers"));
+    const caches = states.reduce((sum, [, size]) => sum + size, 0), { context } = { ...manifest.model, ...manifest.variants.at(-1).model };
+    const smaller = small < 0.9 * now ? [`with --quantize q4_0 its weights take about ${gigabytes(small)} instead of ${gigabytes(now)}`] : [];
+    if (context > 512) smaller.push(`with --context ${context / 4} its caches take at most ${gigabytes(caches / 4)} instead of ${gigabytes(caches)}`);
+    return smaller.length ? `Compiled anew, ${smaller.join("; ")}.` : "A smaller model is needed.";
+}
