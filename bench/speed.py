@@ -16,6 +16,7 @@ import numpy as np
 from .. import tuning
 from ..api import compile_for, open_gpu, plan_for, record_of
 from ..compiler.device import Device
+from ..compiler.proof import proved
 from ..frontends.checkpoint import Checkpoint
 from ..frontends.lower import lower
 from ..runtime.generate import Model
