@@ -53,7 +53,7 @@ class AttentionSplit(Kernel):
         teams, heads = s["lanes"] // s["cols"], s["heads"]
         shared = 4 * heads * s["batch"] * s["lanes"] if s["cols"] > 1 and not s["subgroup"] else 0
         merged = 16 * divide(4 * teams * site.shape("q")[2], 16) * self._together(site, s)
-        return merged + 48 * divide(teams * heads, 4) + 16 * divide(heads, 4) + shared
+        return merged + 48 * divide(teams * heads, 4) + 32 * divide(heads, 4) + shared
 
     def _together(self, site: Site, s: Schedule) -> int:
         """Heads whose teams are merged between two barriers: as many as a third of the workgroup memory holds."""

@@ -44,6 +44,7 @@ var<workgroup> tops: array<f32, {{ teams * heads }}>;
 var<workgroup> sums: array<f32, {{ teams * heads }}>;
 var<workgroup> weights: array<f32, {{ teams * heads }}>;
 var<workgroup> best: array<f32, {{ heads }}>;
+var<workgroup> totals: array<f32, {{ heads }}>;
 {{ shared_lanes(heads * batch, cols, lanes, subgroup) }}
 {{ rules(mask, window, cap) }}
 @compute @workgroup_size({{ lanes }})
@@ -190,7 +191,12 @@ $$ endif
         var top = {{ sinks.load("head + h") if sinks is defined else "tops[i]" }};
         for (var t = 0u; t < {{ teams }}u; t++) { top = max(top, tops[h * {{ teams }}u + t]); }
         weights[i] = exp(tops[i] - top);
-        if (i % {{ teams }}u == 0u) { best[h] = top; }
+        if (i % {{ teams }}u == 0u) {
+            var total = {{ "exp(%s - top)" % sinks.load("head + h") if sinks is defined else "0.0" }};
+            for (var t = 0u; t < {{ teams }}u; t++) { total += exp(tops[h * {{ teams }}u + t] - top) * sums[h * {{ teams }}u + t]; }
+            best[h] = top;
+            totals[h] = total;
+        }
     }
 $$ for start in range(0, heads, together)
 $$ for h in range(start, start + together)
@@ -203,14 +209,12 @@ $$ endfor
         let h = j / {{ units }}u{{ " + %du" % start if start }};
         let i = j % {{ units }}u;
         var value = {{ zero }};
-        var total = {{ "exp(%s - best[h])" % sinks.load("head + h") if sinks is defined else "0.0" }};
-        for (var t = 0u; t < {{ teams }}u; t++) {
-            value += weights[h * {{ teams }}u + t] * merged[(j / {{ units }}u * {{ teams }}u + t) * {{ units }}u + i];
-            total += weights[h * {{ teams }}u + t] * sums[h * {{ teams }}u + t];
-        }
-        {{ store_result("h", "i", "value / max(total, 1e-30)" if divided else "value") }}
+$$ for t in range(teams)
+        value += weights[h * {{ teams }}u + {{ t }}u] * merged[(j / {{ units }}u * {{ teams }}u + {{ t }}u) * {{ units }}u + i];
+$$ endfor
+        {{ store_result("h", "i", "value / max(totals[h], 1e-30)" if divided else "value") }}
 $$ if not divided
-        if (i == 0u) { {{ store_header("h", "best[h]", "total") }} }
+        if (i == 0u) { {{ store_header("h", "best[h]", "totals[h]") }} }
 $$ endif
     }
 $$ if start + together < heads

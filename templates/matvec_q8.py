@@ -29,15 +29,22 @@ class MatVecQ8(MatVec):
         tokens, blocks = self._tokens(site), site.shape("w")[-1] // 32
         for lanes, groups in SHAPES:
             for rows in (1, 2, 4, 8) if lanes < 128 else (4, 8, 16, 32):
-                for unroll in (1, 2, 4) if lanes < 128 else (1, 2):
+                for unroll in self._unrolls(lanes, blocks):
                     fitting = blocks >= lanes * unroll or (unroll == 1 and (lanes < 128 or 4 * blocks >= 3 * lanes))
                     if site.rounding:       # whole blocks of 32 results, a quad of them an invocation
                         fitting = fitting and rows // least * groups % 32 == 0 and tokens * rows // least * groups <= 4 * lanes * groups
-                    if rows >= least and fitting and rows * unroll * tokens <= (16 if lanes < 128 else 32) and rows // least * tokens <= lanes:
+                    if rows >= least and fitting and rows * unroll * tokens <= (20 if lanes < 128 else 32) and rows // least * tokens <= lanes:
                         s = {"lanes": lanes, "groups": groups, "rows": rows, "tokens": tokens, "unroll": unroll}
                         if site.device.subgroups and lanes % size == 0:
                             yield {**s, "subgroup": size}
                         yield {**s, "subgroup": 0}
+
+    def _unrolls(self, lanes: int, blocks: int) -> list[int]:
+        """Blocks of a row that an invocation has under way at once: all that it has, too, if they are few."""
+        if lanes >= 128:
+            return [1, 2]
+        each = blocks // lanes
+        return sorted({1, 2, 4} | ({each} if blocks % lanes == 0 and 1 < each < 8 else set()))
 
     def cost(self, site: Site, s: Schedule) -> float:
         device = site.device
@@ -49,7 +56,7 @@ class MatVecQ8(MatVec):
         hidden = 0.05 / (s["rows"] * s["unroll"])       # the more loads are under way, the better memory is used
         idle = divide(site.shape("w")[-1] // 32, s["lanes"]) * s["lanes"] / (site.shape("w")[-1] // 32)     # lanes without a block
         # every group of rows reads x again, from a cache that is a few times faster than memory
-        again = divide(site.shape("w")[-2], s["rows"]) * site.shape("w")[-1] // 32 * 48 * s["tokens"] * z / (8 * device.bandwidth)
+        again = divide(site.shape("w")[-2], s["rows"]) * site.shape("w")[-1] // 32 * 48 * s["tokens"] * z / (6 * device.bandwidth)
         # a few invocations with much under way come near to the bandwidth, and yet more of them come nearer
         busy = min(waves, 2) + 0.1 * waves
         return device.launch + serial + again + read * (busy + hidden) * idle / device.bandwidth + products / device.flops
