@@ -167,8 +167,10 @@ def test_packages(tmp_path):
         assert refusal["error"] == "PackageError" and sentence in refusal["message"] and "\n" not in refusal["message"]
 
 
-def test_downloads():
-    ran = node("--test", SCRIPTS / "source.test.mjs")
+@pytest.mark.parametrize("script", ["source.test.mjs", "gpu.test.mjs"])
+def test_in_javascript(script):
+    """Downloads; adapters, memory, and devices that go away, with as much of them as that needs."""
+    ran = node("--test", SCRIPTS / script)
     assert ran.returncode == 0, ran.stdout
 
 

@@ -156,8 +156,8 @@ def test_a_lost_device_is_an_error_of_its_own(demo):
 
 @pytest.mark.parametrize("form", ["q4_0", "q8_0"])
 def test_quantized(form, tmp_path):
-    """Against the meaning of the same package, in numpy; several sequences at once give what each gives alone."""
-    file = compiled(LLAMA, tmp_path / "model.wgpu-llama", quantize=form, context=64, batch=2)
+    """Against the meaning of the same package, in numpy; several sequences, at once where there are slots, give what each gives alone."""
+    file = compiled(LLAMA, tmp_path / "model.wgpu-llama", quantize=form, context=64, batch=2 if form == "q4_0" else 1)
     reference = tilewright.load(file, device="reference")
     ids, prompts = np.load(TALES["llama"][1])["token_ids"][:40].tolist(), [[5, 6, 7], [9] * 20, [11, 12]]
     logits, many = play(tmp_path, file, [{"do": "logits", "ids": ids, "out": str(tmp_path / "logits")},

@@ -24,10 +24,11 @@ export async function choose(variants, name, api) {
     if (variants.every(v => !v.shaders.length)) {
         throw new DeviceError(`${name} is converted but not compiled: run tilewright compile with --target web on it`, "lacks");
     }
-    let lacks = /** @type {string[]} */ ([]), asked = variants[0];
+    let lacks = /** @type {string[]} */ ([]), asked = variants[0], /** @type {Promise<number> | undefined} */ measured;
+    const size = () => measured ??= subgroupSize(adapter.info, api);
     for (const variant of variants.filter(v => v.shaders.length)) {
         asked = variant;
-        lacks = await lacking(variant.device, adapter, api);
+        lacks = await lacking(variant.device, adapter, api.wgslLanguageFeatures, size);
         if (!lacks.length) return { adapter, variant };
     }
     const device = adapter.info.description || adapter.info.vendor || "this GPU";
@@ -44,19 +45,20 @@ async function findAdapter(api) {
 /**
  * @param {import("./package.js").Needs} needs
  * @param {GPUAdapter} adapter
- * @param {GPU} api
+ * @param {WGSLLanguageFeatures} language
+ * @param {() => Promise<number>} size of subgroups
  * @returns {Promise<string[]>} what the adapter lacks, in words
  */
-async function lacking(needs, adapter, api) {
+async function lacking(needs, adapter, language, size) {
     const lacks = needs.features.filter(f => !adapter.features.has(f)).map(f => `the feature ${f}`);
-    lacks.push(...(needs.language ?? []).filter(f => !api.wgslLanguageFeatures.has(f)).map(f => `the language feature ${f}`));
+    lacks.push(...(needs.language ?? []).filter(f => !language.has(f)).map(f => `the language feature ${f}`));
     for (const [limit, least] of Object.entries(needs.limits)) {
         const has = Number(adapter.limits[camelCase(limit)] ?? 0);
         if (least > has) lacks.push(`${limit.replace("max_", "").replaceAll("_", " ")} of ${least.toLocaleString("en")} (it has ${has.toLocaleString("en")})`);
     }
     if (!lacks.length && needs.subgroup_size) {
-        const size = await subgroupSize(adapter.info, api);
-        if (size !== needs.subgroup_size) lacks.push(`subgroups of ${needs.subgroup_size} (it has ${size})`);
+        const has = await size();
+        if (has !== needs.subgroup_size) lacks.push(`subgroups of ${needs.subgroup_size} (it has ${has})`);
     }
     return lacks;
 }

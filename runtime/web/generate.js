@@ -82,7 +82,8 @@ export class Model {
      * @param {Options} [options]
      */
     async *streamMany(prompts, options = {}) {
-        const sampler = samplerOf(options), turn = await this.claim(Object.keys(this.player.steps));
+        const sampler = samplerOf(options), kinds = ["prefill", "decode", sampler.temperature > 0 ? "sample" : "greedy"];
+        const turn = await this.claim(Object.keys(this.player.steps).filter(name => name === "head_1" || kinds.includes(name.split("_")[0])));
         this.finishReasons = {};
         try {
             yield* streamMany(this, prompts, options, sampler, turn);

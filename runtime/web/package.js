@@ -5,7 +5,7 @@ import { PackageError } from "./errors.js";
 const FORMAT = "wgpu-llama", VERSION = 1;
 const LONGEST = 1 << 28;    // bytes of a header: more means that the file is something else
 const PIECE = 4 << 20;      // bytes of a blob that are in memory at once
-const NEEDED = ["model", "weights", "blobs"], NEEDED_OF_VARIANT = ["device", "states", "buffers", "shaders", "programs"];
+const SHARED = ["model", "weights", "blobs"], VARYING = ["model", "device", "states", "buffers", "shaders", "programs"];
 
 /**
  * @typedef {Record<string, any>} Manifest one variant's programs, with what all variants share
@@ -34,20 +34,16 @@ export class Package {
         this.source = source;
         this.name = name;
         this.start = start;
-        /** @type {Record<string, { offset: number, size: number, crc32: string }>} */
-        this.blobs = manifest.blobs;
-        const { variants, ...shared } = manifest;
+        const { variants = [{}], ...shared } = manifest;
+        const lacks = [...SHARED.filter(key => !shared[key]), ...VARYING.filter(key => variants.some(variant => !variant[key]))];
+        if (lacks.length) throw new PackageError(`${name} is damaged: its header lacks ${[...new Set(lacks)].join(", ")}`);
         /** @type {Manifest[]} the most demanding first */
-        this.variants = (variants ?? [{}]).map(v => ({ ...shared, ...v, model: { ...shared.model, ...v.model } }));
-        this.check();
-    }
-
-    check() {
-        const lacks = [...NEEDED.filter(key => !this.variants[0]?.[key]), ...NEEDED_OF_VARIANT.filter(key => this.variants.some(v => !v[key]))];
-        if (lacks.length) throw new PackageError(`${this.name} is damaged: its header lacks ${lacks.join(", ")}`);
+        this.variants = variants.map(variant => ({ ...shared, ...variant, model: { ...shared.model, ...variant.model } }));
+        /** @type {Record<string, { offset: number, size: number, crc32: string }>} */
+        this.blobs = shared.blobs;
         for (const [blob, { offset, size }] of Object.entries(this.blobs)) {
-            const end = this.start + offset + size;
-            if (!(offset >= 0 && size >= 0 && end <= this.source.size)) throw this.truncated(blob, end, this.source.size);
+            const end = start + offset + size;
+            if (!(offset >= 0 && size >= 0 && end <= source.size)) throw this.truncated(blob, end, source.size);
         }
     }
 
