@@ -334,14 +334,14 @@ def _route_reference(logits, *, top_k, score, normalize=False):
     return chosen.astype(np.int32), scores[..., None]
 
 
-def _expert_matmul(x: Value, w: Value, expert: Value, *, width: int = 0, at: int = 0) -> Value:
+def _expert_matmul(x: Value, w: Value, expert: Value, *, dtype: str = "", width: int = 0, at: int = 0) -> Value:
     need(len(w.shape) == 3, f"w must be [experts, out, in], not {w}")
     need(x.shape[-1] == w.shape[2], f"x has {x.shape[-1]} columns but w takes {w.shape[2]}")
     need(x.shape[:-1] in (expert.shape, expert.shape[:1]), f"x {x} does not fit the choice {expert}")
-    return Value((*expert.shape, width or w.shape[1]), x.dtype)
+    return Value((*expert.shape, width or w.shape[1]), dtype or x.dtype)
 
 
-def _expert_matmul_reference(x, w, expert, *, width=0, at=0):
+def _expert_matmul_reference(x, w, expert, *, dtype="", width=0, at=0):
     x = np.broadcast_to(x[:, None] if x.ndim == 2 else x, (*expert.shape, x.shape[-1]))
     out = np.zeros((*expert.shape, w.shape[1]), np.float32)
     for e in np.unique(expert):
@@ -375,9 +375,22 @@ def chosen_rows(bias, expert, score=None, *, summed: bool):
 
 _define("expert_bias", "x bias expert score?", _expert_bias,
         lambda x, bias, expert, score=None: x + chosen_rows(bias, expert, score, summed=x.ndim == expert.ndim), wgsl="({0} + {1})", chosen=True)
+
+
+def _sum_choices(x: Value, score: Value | None = None, *, dtype: str = "") -> Value:
+    need(len(x.shape) == 3, f"x must be [rows, choices, columns], not {x}")
+    need(score is None or score.size == x.shape[0] * x.shape[1], f"the score {score} does not fit x {x}")
+    return Value((x.shape[0], x.shape[2]), dtype or x.dtype)
+
+
+def _sum_choices_reference(x, score=None, *, dtype=""):
+    return (x if score is None else x * score.reshape(*x.shape[:2], 1)).sum(1)
+
+
 _define("route", "logits", _route, _route_reference, anchor=True)
 _define("expert_matmul", "x w expert", _expert_matmul, _expert_matmul_reference, anchor=True)
 _define("expert_sum", "x w expert score?", _expert_sum, _expert_sum_reference, anchor=True)
+_define("sum_choices", "x score?", _sum_choices, _sum_choices_reference, anchor=True)
 
 
 # Sampling, in two dispatches: many workgroups look at the logits, one a row decides and feeds its token forward.
