@@ -14,6 +14,7 @@ import numpy as np
 from . import sampling
 from .ir import Graph, Op, Value
 from .layouts import LAYOUTS
+from .sources import assemble
 
 NUMPY = {"f32": np.float32, "f16": np.float16, "i32": np.int32, "u32": np.uint32}
 
@@ -540,22 +541,6 @@ def buffers_of(graph: Graph) -> dict[str, str]:
         for output, source in OPS[op.kind].inplace.items():
             home[op.outputs[output]] = home[op.inputs[source]]
     return home
-
-
-def assemble(name: str, values: Mapping[str, Value], leaf: Callable[[str], np.ndarray]) -> np.ndarray:
-    """The array of a weight, made from its source; `leaf` gives the arrays that have none."""
-    source = values[name].source if name in values else ()
-    if not source:
-        return leaf(name)
-    how, *rest = source
-    parts = [assemble(str(p), values, leaf) for p in rest if isinstance(p, str)]
-    if how == "concat":
-        return np.concatenate(parts, axis=-2 if parts[0].ndim > 1 else 0)
-    if how == "interleave":
-        return np.stack(parts, axis=-2).reshape(*parts[0].shape[:-2], -1, parts[0].shape[-1])
-    if how == "rows":
-        return parts[0][..., int(rest[1]):int(rest[2]), :]
-    raise ValueError(f"%{name} has an unknown source {how}; known: concat, interleave, rows")
 
 
 from . import elementwise_ops, tensor_ops  # noqa: E402, F401: these add their ops to the table

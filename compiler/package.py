@@ -24,6 +24,7 @@ import numpy as np
 from .ir import Graph
 from .layouts import LAYOUTS
 from .ops import NUMPY, step
+from .sources import Piece
 from .text import read
 
 FORMAT, VERSION, ALIGN = "wgpu-llama", 1, 256
@@ -38,14 +39,15 @@ class PackageError(Exception):
 @dataclass
 class Package:
     """shared: what the manifest says of all variants; variants: what it says of each. blob(name): the bytes of a blob, uint8 [size]; may be
-    made when it is asked for. array(name): of a package that was just compiled, what a weight's layout packs. chosen: the variant that
-    `manifest` shows, and which is played."""
+    made when it is asked for. array(name), pieces(name): of a package that was just compiled, what a weight's layout packs, in one and
+    where it comes from. chosen: the variant that `manifest` shows, and which is played."""
 
     shared: dict[str, Any]
     variants: list[dict[str, Any]]
     blob: Callable[[str], np.ndarray]
     timings: dict[str, float] = field(default_factory=dict)     # seconds by compiler stage; not saved
     array: Callable[[str], np.ndarray] | None = None
+    pieces: Callable[[str], list[Piece]] | None = None
     chosen: int = 0
 
     @cached_property
