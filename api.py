@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from . import requantization
 from .compiler.assembly import Variant, build_package
 from .compiler.device import REFERENCE, Device, with_least_storage
 from .compiler.ir import Graph
@@ -22,6 +21,7 @@ from .frontends.checkpoint import Checkpoint, CheckpointError, TokenizerData, op
 from .frontends.lower import CACHES, Plan, lower, raw_config
 from .frontends.models import register_model
 from .frontends.quantize import Quantize
+from .loading import fill
 from .runtime.generate import Model, Player
 from .runtime.gpu import Gpu
 from .runtime.player import GpuPlayer, ReferencePlayer
@@ -134,7 +134,7 @@ def _player(gpu: Gpu | None, progress: Progress, package: Package) -> Player:
     if gpu is None:
         return ReferencePlayer(package)
     return GpuPlayer(package, gpu, lambda done, total: progress("loading weights", done, total), owns_gpu=True,
-                     fill=partial(requantization.fill, gpu, package) if package.array else None,
+                     fill=partial(fill, package) if package.array else None,
                      trusted=proved(package.manifest))       # whoever made the package, its word is not enough
 
 

@@ -1,11 +1,8 @@
 """Quantize weights on the GPU, to the bit as the formats' own encoders do: floats go up piece by piece, a kernel writes a layout's planes."""
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +11,10 @@ import numpy as np
 
 from .compiler.codegen import template_environment
 from .compiler.layouts import LAYOUTS, plane_bytes
-from .compiler.package import Package
 from .compiler.quantizers import STEPS, TINY
 from .runtime.gpu import Gpu
 from .runtime.submission import Buffer, Dispatch
+from .runtime.upload import Upload
 
 Range = tuple[Buffer, int, int]
 
@@ -96,50 +93,25 @@ def dispatch(gpu: Gpu, array: np.ndarray, layout: str, ranges: Sequence[Range]) 
     return pipeline, gpu.bind(pipeline, ranges), (-(-array.size // (32 * LANES)), 1, 1)
 
 
-def encode(gpu: Gpu, array: np.ndarray, layout: str, planes: Sequence[Range]) -> None:
+def encode(upload: Upload, array: np.ndarray, layout: str, planes: Sequence[Range]) -> None:
     """Write the planes of an array of finite numbers to their places (offsets in multiples of 256). A least number of zero is the negative
     one of a block that has both, while numpy's may be either."""
     numbers, group = array.reshape(-1), LAYOUTS[layout].group
-    staging = gpu.buffer(min(PIECE, numbers.size) * array.itemsize, "numbers to encode")
-    try:
-        for start in range(0, numbers.size, PIECE):
-            piece = np.ascontiguousarray(numbers[start:start + PIECE])
-            parts = [(buffer, at + start // group * plane.bytes_per_group, size) for (buffer, at, _), plane, size in
-                     zip(planes, LAYOUTS[layout].planes, plane_bytes((piece.size,), "f32", layout), strict=True)]
-            gpu.write(staging, 0, piece.view(np.uint8))
-            gpu.submit([gpu.replay([dispatch(gpu, piece, layout, [(staging, 0, piece.nbytes), *parts])])])
-    finally:
-        staging.destroy()
+    for start in range(0, numbers.size, PIECE):
+        piece = numbers[start:start + PIECE]
+        parts = [(buffer, at + start // group * plane.bytes_per_group, size) for (buffer, at, _), plane, size in
+                 zip(planes, LAYOUTS[layout].planes, plane_bytes((piece.size,), "f32", layout), strict=True)]
+        upload.work([piece], lambda source, at, size, piece=piece, parts=parts:  # type: ignore[misc]
+                    [dispatch(upload.gpu, piece, layout, [(source, at, size), *parts])])
 
 
 def encoded(gpu: Gpu, array: np.ndarray, layout: str) -> tuple[np.ndarray, ...]:
     """The planes of an array, back on the host: what `LAYOUTS[layout].pack` gives."""
     buffers = [gpu.buffer(size) for size in plane_bytes(array.shape, "f32", layout)]
     try:
-        encode(gpu, array, layout, [(b, 0, b.size) for b in buffers])
+        with Upload(gpu) as upload:
+            encode(upload, array, layout, [(b, 0, b.size) for b in buffers])
         return tuple(gpu.read(b) for b in buffers)
     finally:
         for buffer in buffers:
             buffer.destroy()
-
-
-def fill(gpu: Gpu, package: Package, blob: str, buffer: Buffer) -> None:
-    """Fill a weight buffer of a package that was just compiled, encoding on the GPU what it can."""
-    entries = {n: e for n, e in package.manifest["weights"].items() if e["planes"][0][0] == blob}
-
-    def prepare(name: str) -> np.ndarray | tuple[np.ndarray, ...]:
-        """The numbers for the GPU to encode, or the planes."""
-        assert package.array
-        array, layout = package.array(name), entries[name]["layout"]
-        return array if encodes(array, layout) else LAYOUTS[layout].pack(array)
-    with ThreadPoolExecutor(1) as ahead:        # the next weight is taken apart while one is uploaded
-        following = iter(entries)
-        waiting = deque(ahead.submit(prepare, name) for name in islice(following, 2))
-        for entry in entries.values():
-            ready = waiting.popleft().result()
-            waiting.extend(ahead.submit(prepare, name) for name in islice(following, 1))
-            if isinstance(ready, np.ndarray):
-                encode(gpu, ready, entry["layout"], [(buffer, at, size) for _, at, size in entry["planes"]])
-            else:
-                for (_, at, _), plane in zip(entry["planes"], ready, strict=True):
-                    gpu.write(buffer, at, plane)

@@ -1,0 +1,55 @@
+"""Fill the weight buffers of a package that was just compiled: blocks and numbers go up as the checkpoint has them, and the GPU takes them
+apart, puts rows in their places and quantizes; the host does what is left."""
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+
+import numpy as np
+
+from .compiler.layouts import LAYOUTS
+from .compiler.package import Package
+from .requantization import encode, encodes
+from .runtime.submission import Buffer
+from .runtime.upload import Upload
+from .unpacking import unpack, unpacks
+
+AHEAD = 2       # weights that the host packs while others travel
+
+
+def fill(package: Package, upload: Upload, blob: str, buffer: Buffer) -> None:
+    """Fill the weight buffer of a package that was just compiled."""
+    assert package.array and package.pieces
+    left = []
+    for name, entry in package.manifest["weights"].items():
+        if entry["planes"][0][0] == blob:
+            shape, layout = tuple(entry["shape"]), entry["layout"]
+            pieces = package.pieces(name)
+            if len(shape) > 1 and entry["dtype"] == "f32" and unpacks(layout, pieces, shape[-1]):
+                unpack(upload, pieces, layout, shape, [(buffer, at, size) for _, at, size in entry["planes"]])
+            else:
+                left.append(name)
+    for name, ready in _prepared(package, left):
+        entry = package.manifest["weights"][name]
+        if isinstance(ready, np.ndarray):
+            encode(upload, ready, entry["layout"], [(buffer, at, size) for _, at, size in entry["planes"]])
+        else:
+            for (_, at, _), plane in zip(entry["planes"], ready, strict=True):
+                upload.write(buffer, at, plane)
+
+
+def _prepared(package: Package, names: list[str]) -> Iterator[tuple[str, np.ndarray | tuple[np.ndarray, ...]]]:
+    """For every weight the numbers for the GPU to encode, or its planes: made while those before travel."""
+    def prepare(name: str) -> np.ndarray | tuple[np.ndarray, ...]:
+        assert package.array
+        array, layout = package.array(name), package.manifest["weights"][name]["layout"]
+        return array if encodes(array, layout) else LAYOUTS[layout].pack(array)
+    with ThreadPoolExecutor(1) as ahead:
+        following = iter(names)
+        waiting = deque((name, ahead.submit(prepare, name)) for name in islice(following, AHEAD))
+        while waiting:
+            name, ready = waiting.popleft()
+            yield name, ready.result()
+            waiting.extend((name, ahead.submit(prepare, name)) for name in islice(following, 1))
