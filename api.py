@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ from .frontends.checkpoint import Checkpoint, CheckpointError, TokenizerData, op
 from .frontends.lower import CACHES, Plan, lower, raw_config
 from .frontends.models import register_model
 from .frontends.quantize import Quantize
-from .loading import fill
+from .loading import Stages, fill, read_ahead
 from .runtime.generate import Model, Player
 from .runtime.gpu import Gpu
 from .runtime.player import GpuPlayer, ReferencePlayer
@@ -111,22 +112,48 @@ def load(path: str | Path, device: str = "auto", context: int | None = None, dty
     """Load a Hugging Face folder, a GGUF file, or a .wgpu-llama package, and get it ready to generate.
 
     device: "auto", a part of an adapter's name, or "reference" (numpy). context, dtype, cache, quantize, batch and activations as for
-    `compile`; a package has its own.
+    `compile`; a package has its own. How long what took is in the model's `load_seconds`.
     """
-    gpu = open_gpu(device)
-    record = record_of(gpu, activations)
-    player = partial(_player, gpu, progress)
+    path, stages = Path(path), Stages()
+    read_ahead(path)
+    with stages("device"):
+        gpu = open_gpu(device)
+        record = record_of(gpu, activations)
     if is_package(path):
         if quantize:
             raise PackageError(f"{path} is a package, whose weights have their formats: compile the model again with quantize")
-        package = _fitting(open_package(path), gpu, record, context, dtype, cache, progress)
-        return Model(package, player(package), tokenizer_of(package))
-    checkpoint = open_checkpoint(path)
+        fitting = partial(_fitting, gpu=gpu, device=record, context=context, dtype=dtype, cache=cache, progress=progress)
+        return _load_package(path, gpu, fitting, progress, stages)
+    with stages("open"):
+        checkpoint = open_checkpoint(path)
 
     def remake(quantize: Quantize) -> tuple[Package, Callable[[Package], Player]]:
-        return compile_for(checkpoint, record, context, dtype or "f32", cache, progress, quantize, batch=batch), player
-    package, _ = remake(quantize)
-    return Model(package, player(package), tokenizer_of(package), remake)
+        package = compile_for(checkpoint, record, context, dtype or "f32", cache, progress, quantize, batch=batch)
+        return package, partial(_player, gpu, progress)
+    with stages("compile"):
+        package, player = remake(quantize)
+    return stages.end(Model(package, player(package), tokenizer_of(package), remake))
+
+
+def _load_package(path: Path, gpu: Gpu | None, fitting: Callable[[Package], Package], progress: Progress, stages: Stages) -> Model:
+    """Checksums are computed while weights travel; what fails for a damaged file says that it is."""
+    with stages("open"):
+        whole = open_package(path, checked=False)
+    with ThreadPoolExecutor(1) as beside:
+        checking = beside.submit(whole.check)
+        try:
+            with stages("compile"):
+                package = fitting(whole)
+            model = Model(package, _player(gpu, progress, package), tokenizer_of(package))
+        except Exception:
+            checking.result()
+            raise
+        try:
+            checking.result()
+        except PackageError:
+            model.close()
+            raise
+    return stages.end(model)
 
 
 def _player(gpu: Gpu | None, progress: Progress, package: Package) -> Player:

@@ -2,21 +2,62 @@
 apart, puts rows in their places and quantizes; the host does what is left."""
 from __future__ import annotations
 
+import os
+import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from itertools import islice
+from pathlib import Path
+from threading import Thread
 
 import numpy as np
 
 from .compiler.layouts import LAYOUTS
 from .compiler.package import Package
 from .requantization import encode, encodes
+from .runtime.generate import Model
 from .runtime.submission import Buffer
 from .runtime.upload import Upload
 from .unpacking import unpack, unpacks
 
 AHEAD = 2       # weights that the host packs while others travel
+
+
+class Stages:
+    """How long the stages of loading take.
+
+    with stages("open"): ...
+    """
+
+    def __init__(self) -> None:
+        self.start, self.seconds = time.perf_counter(), dict[str, float]()
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - start
+
+    def end(self, model: Model) -> Model:
+        """The model, which is told."""
+        model.load_seconds = {**self.seconds, **model.player.seconds, "total": time.perf_counter() - self.start}
+        return model
+
+
+def read_ahead(path: Path) -> None:
+    """Have the system read a model's files while it is compiled, where the memory holds them twice over and the system can be asked."""
+    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+
+    def ask() -> None:
+        for file in files:
+            with suppress(OSError), open(file, "rb") as opened:     # whoever opens it in earnest says what is wrong
+                os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
+    if hasattr(os, "posix_fadvise"):
+        with suppress(OSError):
+            if 2 * sum(file.stat().st_size for file in files) < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
+                Thread(target=ask, daemon=True).start()
 
 
 def fill(package: Package, upload: Upload, blob: str, buffer: Buffer) -> None:

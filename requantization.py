@@ -23,7 +23,7 @@ PIECE = 1 << 22     # numbers encoded at once: planes of all formats divide ther
 LANES = 64      # invocations of a workgroup, 32 numbers each
 
 
-def _f32(number: float) -> int:
+def _f32(number: float | np.float32) -> int:
     return int(np.float32(number).view(np.uint32))
 
 

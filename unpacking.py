@@ -1,7 +1,7 @@
 """Take stored rows of weights apart on the GPU: blocks go up as the file has them, a kernel writes a layout's planes, row by row in place."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -72,7 +72,7 @@ def shader(layout: str, columns: int) -> str:
     """The WGSL that takes rows of so many elements apart; bindings: they, then the layout's planes."""
     template = template_environment(Path(__file__).parent).get_template("unpacking.wgsl")
     if layout in PLAIN:
-        words = [SimpleNamespace(bytes=4, fields=[(0, "byte(at + i)")], plain=[(0, 4, 0)])]
+        words = [SimpleNamespace(bytes=4, fields=[(0, "byte(at + i)")], plain=[], whole=0, half=None)]
         return template.render(planes=words, code="0u", scales=None, stored=4, blocks=columns * PLAIN[layout].itemsize // 4, lanes=LANES)
     form, into = FORMATS[layout], LAYOUTS[layout]
     scales = _offset(form, "packed") if "packed" in (form.record.names or ()) else None
@@ -82,10 +82,10 @@ def shader(layout: str, columns: int) -> str:
 
 def _plane(form: Format, into: Layout, record: np.dtype) -> SimpleNamespace:
     """What a plane has of a block. fields: (first byte, expression for byte i), the last first; plain: (first byte, end, stored place) of
-    words that stay as they are."""
+    words that stay as they are; whole: where those start that are all there is; half: where a scale of two bytes that is, does."""
     fields, plain = [], []
     for name in record.names or ():
-        kind, start = (record.fields or {})[name][:2]
+        kind, start = _field(record, name)
         same = name in (form.record.names or ()) and form.codes.get(name) == into.codes.get(name)
         if same:
             made = f"byte(at + {_offset(form, name)}u + i - {start}u)"
@@ -96,15 +96,24 @@ def _plane(form: Format, into: Layout, record: np.dtype) -> SimpleNamespace:
         else:
             made = f"scale(at, i - {start}u)" if name == "s" else "0u"
         fields.append((start, made))
-    return SimpleNamespace(bytes=record.itemsize, fields=fields[::-1], plain=plain)
+    one = [_offset(form, n) for n in record.names or () if n in (form.record.names or ()) and len(fields) == 1]
+    return SimpleNamespace(bytes=record.itemsize, fields=fields[::-1], plain=plain,
+                           whole=plain[0][2] if plain and plain[0][1] == record.itemsize else None,
+                           half=one[0] if one and record.itemsize == 2 else None)
 
 
 def _offset(form: Format, name: str) -> int:
     """Where a field starts in a stored block."""
-    return int((form.record.fields or {})[name][1])
+    return _field(form.record, name)[1]
 
 
-def _shift(codes: dict[str, Codes], name: str) -> int:
+def _field(record: np.dtype, name: str) -> tuple[np.dtype, int]:
+    """The type of a field, and where it starts."""
+    assert record.fields
+    return record.fields[name][:2]
+
+
+def _shift(codes: Mapping[str, Codes], name: str) -> int:
     """How many bits of a code other fields hold below those of this one."""
     return sum(codes[other].bits for other in list(codes)[:list(codes).index(name)])
 
@@ -115,14 +124,14 @@ def _code(form: Format) -> str:
     for name, c in form.codes.items():
         each = c.width * 8 // c.bits        # elements that `width` bytes hold
         byte = f"byte(at + {_offset(form, name)}u + e / {each}u * {c.width}u + e % {c.width}u)"
-        terms.append(f"((({byte} >> (e % {each}u / {c.width}u * {c.bits}u)) & {2**c.bits - 1}u) << {_shift(dict(form.codes), name)}u)")
+        terms.append(f"((({byte} >> (e % {each}u / {c.width}u * {c.bits}u)) & {2**c.bits - 1}u) << {_shift(form.codes, name)}u)")
     return " | ".join(terms)
 
 
-def _pressed(codes, name: str, i: str) -> str:
+def _pressed(codes: Mapping[str, Codes], name: str, i: str) -> str:
     """Byte i of a field of codes."""
     c = codes[name]
     count = 8 // c.bits
     first = f"{i} / {c.width}u * {c.width * count}u + {i} % {c.width}u"
-    return " | ".join(f"(((code(at, {first} + {k * c.width}u) >> {_shift(dict(codes), name)}u) & {2**c.bits - 1}u) << {k * c.bits}u)"
+    return " | ".join(f"(((code(at, {first} + {k * c.width}u) >> {_shift(codes, name)}u) & {2**c.bits - 1}u) << {k * c.bits}u)"
                       for k in range(count))

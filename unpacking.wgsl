@@ -14,6 +14,8 @@ fn word(at: u32) -> u32 {
     return (source[at >> 2u] >> shift) | (source[(at >> 2u) + 1u] << (32u - shift));
 }
 
+fn half(at: u32) -> u32 { return word(at) & 0xffffu; }
+
 // code e of the block that starts at byte `at`
 fn code(at: u32, e: u32) -> u32 { return {{ code }}; }
 
@@ -36,6 +38,11 @@ $$ endfor
 }
 
 fn word{{ loop.index0 }}(at: u32, i: u32) -> u32 {
+$$ if plane.whole is not none
+    return word(at + {{ plane.whole }}u + i);
+$$ elif plane.half is not none
+    return half(at + {{ plane.half }}u) | (half(at + {{ stored + plane.half }}u) << 16u);
+$$ else
 $$ for start, stop, offset in plane.plain
     if (i >= {{ start }}u && i < {{ stop }}u) { return word(at + {{ offset }}u + i - {{ start }}u); }
 $$ endfor
@@ -43,6 +50,7 @@ $$ set record = plane.bytes
     var all = 0u;
     for (var k = 0u; k < 4u; k++) { all |= byte{{ loop.index0 }}(at + (i + k) / {{ record }}u * {{ stored }}u, (i + k) % {{ record }}u) << (8u * k); }
     return all;
+$$ endif
 }
 
 $$ endfor

@@ -20,7 +20,7 @@ ALIGN = 256  # where a binding may begin
 
 
 class Upload:
-    """Collects bytes and what is done with them; everything is submitted in order, the last of it when the block ends.
+    """Collects bytes and what is done with them; everything is submitted in order, and done when the block ends.
 
     with Upload(gpu) as upload:
         upload.write(buffer, 0, array)
@@ -47,6 +47,7 @@ class Upload:
         try:
             if kind is None:
                 self.flush()
+                self.gpu.poll(max((index for _, index in self._ring), default=0))
         finally:
             self._pool.shutdown()
             for buffer in (*(staging for staging, _ in self._ring), *([self._source] if self._source else [])):

@@ -1,8 +1,12 @@
-"""Stored rows taken apart on the GPU: the planes that a layout packs, whatever pieces a weight is made of."""
+"""Loading: stored rows taken apart on the GPU, as the layout packs them whatever pieces a weight is made of; damage; and how long it took."""
 from __future__ import annotations
+
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
+import tilewright
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tilewright import unpacking
@@ -10,9 +14,11 @@ from tilewright.compiler.formats import FORMATS
 from tilewright.compiler.ir import Value
 from tilewright.compiler.layouts import LAYOUTS, plane_bytes
 from tilewright.compiler.sources import assemble, pieces_of
+from tilewright.runtime.terminal import loading
 from tilewright.runtime.upload import Upload
 from tilewright.unpacking import PLAIN, unpack, unpacks
 
+LLAMA = Path(__file__).parent / "data" / "truth" / "llama"
 SOURCES = {"alone": {}, "joined": {"w": ("concat", "a", "b")}, "interleaved": {"w": ("interleave", "a", "b")},
            "cut": {"w": ("rows", "ab", 3, 9), "ab": ("interleave", "a", "b")}}
 
@@ -70,3 +76,22 @@ def test_what_is_left_to_the_host():
     assert not unpacks("bf16", one(np.zeros((4, 64), np.float32)), 64)
     assert not unpacks("row", one(np.zeros((64, 4), np.float32).T), 64), "rows that do not lie behind each other"
     assert not unpacks("row", one(np.zeros(64, np.float32)), 64)
+
+
+def test_a_model_says_how_long_it_took_to_load(gpu, tmp_path):
+    model = tilewright.load(LLAMA, context=32)
+    assert {"device", "open", "compile", "weights", "shaders"} <= model.load_seconds.keys()
+    assert model.load_seconds["total"] >= sum(model.load_seconds[stage] for stage in ("device", "open", "compile", "weights"))
+    assert re.match(r"loaded 0\.\d\d GB in \d+\.\d s \(\d+\.\d GB/s", loading(model))
+    model.close()
+    assert loading(tilewright.load(LLAMA, "reference", context=32)).startswith("loaded")
+
+
+def test_a_damaged_package_is_refused_though_checked_beside(gpu, tmp_path):
+    file = tmp_path / "llama.wgpu-llama"
+    tilewright.compile(LLAMA, context=32).save(file)
+    data = bytearray(file.read_bytes())
+    data[-4096] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(tilewright.PackageError, match="the checksum of '.*' does not match"):
+        tilewright.load(file)
