@@ -4,7 +4,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -90,7 +89,7 @@ def _package(parts: Sequence[tuple[dict[str, Graph], Device, dict[str, Any]]], l
         progress(f"compiling: {name}", done, 8 * len(parts))
     for graphs, device, model in parts:
         variants.append(Variant(compile_graphs(graphs, device, {} if device is REFERENCE else KERNELS, stage), device, model))
-    described = {k: v for k, v in asdict(tokenizer).items() if k != "json"} if tokenizer else None
+    described = tokenizer.settings if tokenizer else None
     return build_package(variants, leaf, described, tokenizer.json if tokenizer else b"")
 
 
@@ -132,7 +131,8 @@ def load(path: str | Path, device: str = "auto", context: int | None = None, dty
         return package, partial(_player, gpu, progress)
     with stages("compile"):
         package, player = remake(quantize)
-    return stages.end(Model(package, player(package), tokenizer_of(package), remake))
+    tokenizer = Tokenizer(**vars(checkpoint.tokenizer)) if checkpoint.tokenizer else None
+    return stages.end(Model(package, player(package), tokenizer, remake))
 
 
 def _load_package(path: Path, gpu: Gpu | None, fitting: Callable[[Package], Package], progress: Progress, stages: Stages) -> Model:
@@ -197,7 +197,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         if (found := tokenizer_of(open_package(path))) is None:
             raise PackageError(f"{path} holds no tokenizer")
         return found
-    return Tokenizer(**asdict(read_tokenizer(path)))
+    return Tokenizer(**vars(read_tokenizer(path)))
 
 
 __all__ = ["compile", "compile_for", "load", "load_tokenizer", "open_gpu", "record_of", "register_model", "targets"]

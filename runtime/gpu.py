@@ -41,7 +41,7 @@ class Shader(NamedTuple):
 
 
 class Gpu:
-    """A device opened with every useful feature and the adapter's own limits; one thread at a time may use it."""
+    """A device opened with every useful feature and the adapter's own limits; one thread at a time may use it, and another make pipelines."""
 
     def __init__(self, info: AdapterInfo) -> None:
         self.info = info
