@@ -16,6 +16,7 @@ import numpy as np
 
 from .compiler.layouts import LAYOUTS
 from .compiler.package import Package
+from .frontends.gguf import SPLIT_NAME
 from .requantization import encode, encodes
 from .runtime.generate import Model
 from .runtime.submission import Buffer
@@ -48,7 +49,8 @@ class Stages:
 
 def read_ahead(path: Path) -> None:
     """Have the system read a model's files while it is compiled, where the memory holds them twice over and the system can be asked."""
-    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    split = SPLIT_NAME.fullmatch(path.name)
+    files = sorted(path.glob("*.safetensors") if path.is_dir() else path.parent.glob(f"{split[1]}-*-of-{split[3]}.gguf") if split else [path])
 
     def ask() -> None:
         for file in files:

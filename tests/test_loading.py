@@ -78,6 +78,24 @@ def test_what_is_left_to_the_host():
     assert not unpacks("row", one(np.zeros(64, np.float32)), 64)
 
 
+def test_bytes_of_any_length_arrive(gpu):
+    """Over more slots than there are, so that each is used again, to places that are not next to each other."""
+    rng = np.random.default_rng(0)
+    arrays = [rng.integers(0, 256, size, np.uint8) for size in (1, 4, 255, 5000, 257, 12345, 3)]
+    buffer, places, at = gpu.buffer(40000), [], 8
+    with Upload(gpu, 1024) as upload:
+        for array in arrays:
+            upload.write(buffer, at, array)
+            places.append(at)
+            at += -(-array.size // 4) * 4 + 4
+        with pytest.raises(ValueError, match="do not fit into a slot"):
+            upload.work([np.zeros(1025, np.uint8)], lambda source, at, size: [])
+    found, want = gpu.read(buffer), np.zeros(buffer.size, np.uint8)
+    for array, place in zip(arrays, places, strict=True):
+        want[place:place + array.size] = array
+    np.testing.assert_array_equal(found, want)
+
+
 def test_a_model_says_how_long_it_took_to_load(gpu, tmp_path):
     model = tilewright.load(LLAMA, context=32)
     assert {"device", "open", "compile", "weights", "shaders"} <= model.load_seconds.keys()
