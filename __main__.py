@@ -361,9 +361,12 @@ app.add_typer(measuring)
 def load(path: Path, device: str, context: int | None = None, dtype: str | None = None, cache: str | None = None,
          quantize: str | None = None, activations: str | None = None) -> Model:
     from . import api
-    from .runtime.terminal import progress
+    from .runtime.terminal import loading, progress
     with progress() as show:
-        return api.load(path, device, context, dtype, cache, show, quantize, activations=activations)
+        model = api.load(path, device, context, dtype, cache, show, quantize, activations=activations)
+    if sys.stderr.isatty():
+        typer.echo(loading(model), err=True)
+    return model
 
 
 def pack(model: Path, output: Path, names: str, context: int | None, dtype: str | None, cache: str | None, quantize: str | None) -> None:

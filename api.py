@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from . import requantization
 from .compiler.assembly import Variant, build_package
 from .compiler.device import REFERENCE, Device, with_least_storage
 from .compiler.ir import Graph
@@ -22,6 +21,7 @@ from .frontends.checkpoint import Checkpoint, CheckpointError, TokenizerData, op
 from .frontends.lower import CACHES, Plan, lower, raw_config
 from .frontends.models import register_model
 from .frontends.quantize import Quantize
+from .loading import Stages, fill, read_ahead
 from .runtime.generate import Model, Player
 from .runtime.gpu import Gpu
 from .runtime.player import GpuPlayer, ReferencePlayer
@@ -89,7 +89,7 @@ def _package(parts: Sequence[tuple[dict[str, Graph], Device, dict[str, Any]]], l
         progress(f"compiling: {name}", done, 8 * len(parts))
     for graphs, device, model in parts:
         variants.append(Variant(compile_graphs(graphs, device, {} if device is REFERENCE else KERNELS, stage), device, model))
-    described = {k: v for k, v in asdict(tokenizer).items() if k != "json"} if tokenizer else None
+    described = tokenizer.settings if tokenizer else None
     return build_package(variants, leaf, described, tokenizer.json if tokenizer else b"")
 
 
@@ -111,22 +111,49 @@ def load(path: str | Path, device: str = "auto", context: int | None = None, dty
     """Load a Hugging Face folder, a GGUF file, or a .wgpu-llama package, and get it ready to generate.
 
     device: "auto", a part of an adapter's name, or "reference" (numpy). context, dtype, cache, quantize, batch and activations as for
-    `compile`; a package has its own.
+    `compile`; a package has its own. How long what took is in the model's `load_seconds`.
     """
-    gpu = open_gpu(device)
-    record = record_of(gpu, activations)
-    player = partial(_player, gpu, progress)
+    path, stages = Path(path), Stages()
+    read_ahead(path)
+    with stages("device"):
+        gpu = open_gpu(device)
+        record = record_of(gpu, activations)
     if is_package(path):
         if quantize:
             raise PackageError(f"{path} is a package, whose weights have their formats: compile the model again with quantize")
-        package = _fitting(open_package(path), gpu, record, context, dtype, cache, progress)
-        return Model(package, player(package), tokenizer_of(package))
-    checkpoint = open_checkpoint(path)
+        fitting = partial(_fitting, gpu=gpu, device=record, context=context, dtype=dtype, cache=cache, progress=progress)
+        return _load_package(path, gpu, fitting, progress, stages)
+    with stages("open"):
+        checkpoint = open_checkpoint(path)
 
     def remake(quantize: Quantize) -> tuple[Package, Callable[[Package], Player]]:
-        return compile_for(checkpoint, record, context, dtype or "f32", cache, progress, quantize, batch=batch), player
-    package, _ = remake(quantize)
-    return Model(package, player(package), tokenizer_of(package), remake)
+        package = compile_for(checkpoint, record, context, dtype or "f32", cache, progress, quantize, batch=batch)
+        return package, partial(_player, gpu, progress)
+    with stages("compile"):
+        package, player = remake(quantize)
+    tokenizer = Tokenizer(**vars(checkpoint.tokenizer)) if checkpoint.tokenizer else None
+    return stages.end(Model(package, player(package), tokenizer, remake))
+
+
+def _load_package(path: Path, gpu: Gpu | None, fitting: Callable[[Package], Package], progress: Progress, stages: Stages) -> Model:
+    """Checksums are computed while weights travel; what fails for a damaged file says that it is."""
+    with stages("open"):
+        whole = open_package(path, checked=False)
+    with ThreadPoolExecutor(1) as beside:
+        checking = beside.submit(whole.check)
+        try:
+            with stages("compile"):
+                package = fitting(whole)
+            model = Model(package, _player(gpu, progress, package), tokenizer_of(package))
+        except Exception:
+            checking.result()
+            raise
+        try:
+            checking.result()
+        except PackageError:
+            model.close()
+            raise
+    return stages.end(model)
 
 
 def _player(gpu: Gpu | None, progress: Progress, package: Package) -> Player:
@@ -134,7 +161,7 @@ def _player(gpu: Gpu | None, progress: Progress, package: Package) -> Player:
     if gpu is None:
         return ReferencePlayer(package)
     return GpuPlayer(package, gpu, lambda done, total: progress("loading weights", done, total), owns_gpu=True,
-                     fill=partial(requantization.fill, gpu, package) if package.array else None,
+                     fill=partial(fill, package) if package.array else None,
                      trusted=proved(package.manifest))       # whoever made the package, its word is not enough
 
 
@@ -170,7 +197,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         if (found := tokenizer_of(open_package(path))) is None:
             raise PackageError(f"{path} holds no tokenizer")
         return found
-    return Tokenizer(**asdict(read_tokenizer(path)))
+    return Tokenizer(**vars(read_tokenizer(path)))
 
 
 __all__ = ["compile", "compile_for", "load", "load_tokenizer", "open_gpu", "record_of", "register_model", "targets"]

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from . import requantization
 from .api import KERNELS, compile_for, is_package, open_checkpoint, open_package, record_of
 from .compiler.device import Device
 from .compiler.ir import Op
@@ -19,6 +18,7 @@ from .compiler.layouts import plane_bytes
 from .compiler.package import Package, PackageError
 from .compiler.proof import proved
 from .frontends.quantize import Quantize
+from .loading import fill
 from .runtime import timing
 from .runtime.generate import Model
 from .runtime.requirements import playable
@@ -76,8 +76,8 @@ def open_model(path: Path, gpu: TracedGpu, progress: Progress, context: int | No
 
 def playing(package: Package, gpu: TracedGpu, progress: Progress = lambda what, done, total: None) -> Model:
     """A package, loaded to be traced."""
-    fill = partial(requantization.fill, gpu, package) if package.array else None
-    return Model(package, TracedPlayer(package, gpu, lambda done, total: progress("loading weights", done, total), fill=fill,
+    filling = partial(fill, package) if package.array else None
+    return Model(package, TracedPlayer(package, gpu, lambda done, total: progress("loading weights", done, total), fill=filling,
                                        trusted=proved(package.manifest)), None)
 
 

@@ -6,7 +6,7 @@ of the text go through the model op by op, so that every projection is rounded o
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -63,7 +63,7 @@ def cut_windows(checkpoint: Checkpoint, text: str | Sequence[int], samples: int,
     if isinstance(text, str):
         if checkpoint.tokenizer is None:
             raise CheckpointError(f"{checkpoint.path} has no tokenizer: pass token ids as the calibration")
-        tokenizer = Tokenizer(**asdict(checkpoint.tokenizer))
+        tokenizer = Tokenizer(**vars(checkpoint.tokenizer))
         text, start = tokenizer.encode(text), tokenizer.encode("")[:1]
     if len(text) < length:
         raise CheckpointError(f"the calibration text has {len(text)} tokens, but a sample takes {length}: give a longer text")

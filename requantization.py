@@ -1,11 +1,8 @@
 """Quantize weights on the GPU, to the bit as the formats' own encoders do: floats go up piece by piece, a kernel writes a layout's planes."""
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +11,19 @@ import numpy as np
 
 from .compiler.codegen import template_environment
 from .compiler.layouts import LAYOUTS, plane_bytes
-from .compiler.package import Package
+from .compiler.quantizers import STEPS, TINY
 from .runtime.gpu import Gpu
 from .runtime.submission import Buffer, Dispatch
+from .runtime.upload import Upload
 
 Range = tuple[Buffer, int, int]
 
 SOURCES = {np.dtype(np.float32): "f32", np.dtype(ml_dtypes.bfloat16): "bf16", np.dtype(np.float16): "f16"}
 PIECE = 1 << 22     # numbers encoded at once: planes of all formats divide there at offsets that a binding may have
-LANES = 64
+LANES = 64      # invocations of a workgroup, 32 numbers each
 
 
-def _f32(number: float) -> int:
+def _f32(number: float | np.float32) -> int:
     return int(np.float32(number).view(np.uint32))
 
 
@@ -34,7 +32,7 @@ def _signed(half: int) -> dict[str, Any]:
 
 
 def _ranged(top: int) -> dict[str, Any]:
-    return {"kind": "ranged", "bits": 4 if top == 15 else 5, "share": 1, "most": _f32(top), "offset": _f32(0.5), "top": top}
+    return {"kind": "ranged", "bits": 4 if top == 15 else 5, "most": _f32(top), "offset": _f32(0.5), "top": top}
 
 
 def _symmetric(bits: int) -> dict[str, Any]:
@@ -44,7 +42,12 @@ def _symmetric(bits: int) -> dict[str, Any]:
 
 def _zero_pointed(bits: int) -> dict[str, Any]:
     top = 2**bits - 1
-    return {"kind": "zero_pointed", "bits": bits, "share": 4, "most": _f32(top), "top": top, "centre": 128 if bits == 8 else 0}
+    return {"kind": "zero_pointed", "bits": bits, "most": _f32(top), "top": top, "centre": 128 if bits == 8 else 0}
+
+
+def _shared(kind: str, bits: int, most: float) -> dict[str, Any]:
+    return {"kind": kind, "bits": bits, "most": _f32(most), "top": 2**bits - 1, "tiny": _f32(TINY), "steps": _f32(STEPS), "step": _f32(1 / STEPS),
+            "part": _f32(1 / 32)}
 
 
 def _rounded_up() -> list[int]:
@@ -61,23 +64,21 @@ def _rounded_up() -> list[int]:
 ENCODERS: dict[str, dict[str, Any]] = {
     "q8_0": {"kind": "rounded", "bits": 8, "most": _f32(127)},
     "q4_0": _signed(8), "q4_1": _ranged(15), "q5_0": _signed(16), "q5_1": _ranged(31),
-    "mxfp4": {"kind": "minifloat", "bits": 4, "share": 4, "middles": [_f32(m) for m in (0.5, 1.5, 2.5, 3.5, 5, 7, 10)]},
+    "mxfp4": {"kind": "minifloat", "bits": 4, "middles": [_f32(m) for m in (0.5, 1.5, 2.5, 3.5, 5, 7, 10)]},
+    "q4_k": _shared("k_ranged", 4, 63), "q5_k": _shared("k_ranged", 5, 63), "q6_k": _shared("k_centred", 6, -128),
     **{f"i{bits}{z}_g{group}": _zero_pointed(bits) if z else _symmetric(bits) for bits in (4, 8) for z in ("", "z") for group in (32, 64, 128)},
 }
-
-
-def spec_of(layout: str) -> dict[str, Any]:
-    return {"share": 2} | ENCODERS[layout]
 
 
 @cache
 def shader(layout: str, source: str) -> str:
     """The WGSL that encodes numbers of a type; bindings: they, then the layout's planes."""
-    spec = spec_of(layout)
-    planes = ["codes", *(["fifths"] if spec["bits"] == 5 else []), "scales", *(["zero_points"] if spec["kind"] == "zero_pointed" else [])]
+    spec = ENCODERS[layout]
+    planes = ["codes", *(["more_bits"] if spec["bits"] in (5, 6) else []), "scales", *(["zero_points"] if spec["kind"] == "zero_pointed" else [])]
     table = {"rounded_up": _rounded_up()} if spec["kind"] == "minifloat" else {}
     template = template_environment(Path(__file__).parent).get_template("requantization.wgsl")
-    return template.render(source=source, group=LAYOUTS[layout].group, planes=planes, lanes=LANES, **spec, **table)
+    return template.render(source=source, group=LAYOUTS[layout].group, planes=planes, lanes=LANES, shared=spec["kind"].startswith("k_"),
+                           **spec, **table)
 
 
 def encodes(array: np.ndarray, layout: str) -> bool:
@@ -89,54 +90,28 @@ def dispatch(gpu: Gpu, array: np.ndarray, layout: str, ranges: Sequence[Range]) 
     """Encode such an array; ranges: it and the planes."""
     bindings = ("read", *["write"] * (len(ranges) - 1))
     pipeline = gpu.pipeline(shader(layout, SOURCES[array.dtype]), bindings, f"encode {layout}")
-    groups = -(-array.size // LAYOUTS[layout].group)
-    return pipeline, gpu.bind(pipeline, ranges), (-(-groups // (spec_of(layout)["share"] * LANES)), 1, 1)
+    return pipeline, gpu.bind(pipeline, ranges), (-(-array.size // (32 * LANES)), 1, 1)
 
 
-def encode(gpu: Gpu, array: np.ndarray, layout: str, planes: Sequence[Range]) -> None:
+def encode(upload: Upload, array: np.ndarray, layout: str, planes: Sequence[Range]) -> None:
     """Write the planes of an array of finite numbers to their places (offsets in multiples of 256). A least number of zero is the negative
     one of a block that has both, while numpy's may be either."""
     numbers, group = array.reshape(-1), LAYOUTS[layout].group
-    staging = gpu.buffer(min(PIECE, numbers.size) * array.itemsize, "numbers to encode")
-    try:
-        for start in range(0, numbers.size, PIECE):
-            piece = np.ascontiguousarray(numbers[start:start + PIECE])
-            parts = [(buffer, at + start // group * plane.bytes_per_group, size) for (buffer, at, _), plane, size in
-                     zip(planes, LAYOUTS[layout].planes, plane_bytes((piece.size,), "f32", layout), strict=True)]
-            gpu.write(staging, 0, piece.view(np.uint8))
-            gpu.submit([gpu.replay([dispatch(gpu, piece, layout, [(staging, 0, piece.nbytes), *parts])])])
-    finally:
-        staging.destroy()
+    for start in range(0, numbers.size, PIECE):
+        piece = numbers[start:start + PIECE]
+        parts = [(buffer, at + start // group * plane.bytes_per_group, size) for (buffer, at, _), plane, size in
+                 zip(planes, LAYOUTS[layout].planes, plane_bytes((piece.size,), "f32", layout), strict=True)]
+        upload.work([piece], lambda source, at, size, piece=piece, parts=parts:  # type: ignore[misc]
+                    [dispatch(upload.gpu, piece, layout, [(source, at, size), *parts])])
 
 
 def encoded(gpu: Gpu, array: np.ndarray, layout: str) -> tuple[np.ndarray, ...]:
     """The planes of an array, back on the host: what `LAYOUTS[layout].pack` gives."""
     buffers = [gpu.buffer(size) for size in plane_bytes(array.shape, "f32", layout)]
     try:
-        encode(gpu, array, layout, [(b, 0, b.size) for b in buffers])
+        with Upload(gpu) as upload:
+            encode(upload, array, layout, [(b, 0, b.size) for b in buffers])
         return tuple(gpu.read(b) for b in buffers)
     finally:
         for buffer in buffers:
             buffer.destroy()
-
-
-def fill(gpu: Gpu, package: Package, blob: str, buffer: Buffer) -> None:
-    """Fill a weight buffer of a package that was just compiled, encoding on the GPU what it can."""
-    entries = {n: e for n, e in package.manifest["weights"].items() if e["planes"][0][0] == blob}
-
-    def prepare(name: str) -> np.ndarray | tuple[np.ndarray, ...]:
-        """The numbers for the GPU to encode, or the planes."""
-        assert package.array
-        array, layout = package.array(name), entries[name]["layout"]
-        return array if encodes(array, layout) else LAYOUTS[layout].pack(array)
-    with ThreadPoolExecutor(1) as ahead:        # the next weight is taken apart while one is uploaded
-        following = iter(entries)
-        waiting = deque(ahead.submit(prepare, name) for name in islice(following, 2))
-        for entry in entries.values():
-            ready = waiting.popleft().result()
-            waiting.extend(ahead.submit(prepare, name) for name in islice(following, 1))
-            if isinstance(ready, np.ndarray):
-                encode(gpu, ready, entry["layout"], [(buffer, at, size) for _, at, size in entry["planes"]])
-            else:
-                for (_, at, _), plane in zip(entry["planes"], ready, strict=True):
-                    gpu.write(buffer, at, plane)

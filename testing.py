@@ -19,9 +19,10 @@ from .compiler.device import Device
 from .compiler.ir import Choice, Graph, Op, Value
 from .compiler.kernel import Kernel, Schedule, Site
 from .compiler.layouts import LAYOUTS
-from .compiler.ops import NUMPY, OPS, assemble, evaluate
+from .compiler.ops import NUMPY, OPS, evaluate
 from .compiler.passes.tiling import fits
 from .compiler.pipeline import run_stages
+from .compiler.sources import assemble
 from .compiler.verify import verify
 from .frontends.checkpoint import open_checkpoint
 from .frontends.lower import Plan, lower

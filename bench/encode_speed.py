@@ -16,6 +16,7 @@ from .. import requantization
 from ..compiler.layouts import LAYOUTS, plane_bytes
 from ..runtime.adapter import pick
 from ..runtime.gpu import Gpu
+from ..runtime.upload import Upload
 
 SOURCES = {"f32": np.float32, "bf16": ml_dtypes.bfloat16, "f16": np.float16}
 
@@ -44,10 +45,12 @@ def measure(gpu: Gpu, array: np.ndarray, layout: str) -> dict[str, object]:
     buffers = [gpu.buffer(size) for size in plane_bytes(array.shape, "f32", layout)]
 
     def on_gpu() -> None:
-        requantization.encode(gpu, array, layout, [(b, 0, b.size) for b in buffers])
+        requantization.encode(upload, array, layout, [(b, 0, b.size) for b in buffers])
+        upload.flush()
         gpu.read(buffers[-1], 0, 4)
-    on_gpu()        # compiles
-    seconds, host = best(on_gpu, 3), best(lambda: LAYOUTS[layout].pack(array), 1)
+    with Upload(gpu) as upload:
+        on_gpu()        # compiles
+        seconds, host = best(on_gpu, 3), best(lambda: LAYOUTS[layout].pack(array), 1)
     same = all(np.array_equal(gpu.read(b), p.reshape(-1).view(np.uint8)) for b, p in zip(buffers, LAYOUTS[layout].pack(array), strict=True))
     alone = kernel_seconds(gpu, array, layout) if "timestamp-query" in gpu.features else float("nan")
     for buffer in buffers:

@@ -14,9 +14,10 @@ from .formats import FORMATS
 from .ir import Graph, GraphError, Value
 from .kernel import Site
 from .layouts import LAYOUTS, plane_bytes
-from .ops import NUMPY, assemble, buffers_of
+from .ops import NUMPY, buffers_of
 from .package import ALIGN, Package
 from .pipeline import Compiled
+from .sources import assemble, pieces_of
 from .text import show
 
 WEIGHT_BUFFER = 512 << 20       # bytes of weights in one buffer, and so in host memory at once; a larger weight has its own
@@ -69,7 +70,7 @@ def build_package(variants: Sequence[Variant], leaf: Callable[[str], np.ndarray]
                     data[offset:offset + size] = np.ascontiguousarray(plane).reshape(-1).view(np.uint8)
         return data
     seconds = sum((Counter(v.compiled.seconds) for v in variants), Counter())
-    return Package(shared, parts, blob, dict(seconds), array)
+    return Package(shared, parts, blob, dict(seconds), array, lambda weight: pieces_of(weight, values, leaf))
 
 
 def _weights_of(variants: Sequence[Variant]) -> dict[str, Value]:

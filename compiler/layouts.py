@@ -9,8 +9,8 @@ its high ones; a fifth or sixth bit of element k of quad j stands in byte k of a
 """
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 
 import ml_dtypes
@@ -56,6 +56,9 @@ class Layout:
     shifted: bool = False
     # rows(planes, shape): the uint8 rows that pack took apart
     rows: Callable[[tuple[np.ndarray, ...], tuple[int, ...]], np.ndarray] | None = None
+    # of a format of formats.py: what the planes hold of each stored block, and the fields among that which hold codes
+    records: tuple[np.dtype, ...] = ()
+    codes: Mapping[str, Codes] = field(default_factory=dict)
 
     def plane_bytes(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Bytes of every plane of a value of this shape, in whole words."""
@@ -175,7 +178,7 @@ def _quantized(form: Format, scales: Scales) -> Layout:
     return Layout(form.name, n, 32, tuple(Plane(t, r.itemsize) for t, r in zip(types, records, strict=True)),
                   partial(_pack, form, records, codes), partial(_unpack, form, records, codes), fetch, quad, dot=dot,
                   word=partial(_word, form, bits), scaling=scaling, halves=scales.paired, shifted=scales.shifted,
-                  rows=partial(_rows, form, records, codes))
+                  rows=partial(_rows, form, records, codes), records=tuple(records), codes=codes)
 
 
 def _pack(form: Format, records: list[np.dtype], codes: dict[str, Codes], array: np.ndarray) -> tuple[np.ndarray, ...]:

@@ -14,6 +14,7 @@ import numpy as np
 from . import sampling
 from .ir import Graph, Op, Value
 from .layouts import LAYOUTS
+from .sources import assemble
 
 NUMPY = {"f32": np.float32, "f16": np.float16, "i32": np.int32, "u32": np.uint32}
 
@@ -334,14 +335,14 @@ def _route_reference(logits, *, top_k, score, normalize=False):
     return chosen.astype(np.int32), scores[..., None]
 
 
-def _expert_matmul(x: Value, w: Value, expert: Value, *, width: int = 0, at: int = 0) -> Value:
+def _expert_matmul(x: Value, w: Value, expert: Value, *, dtype: str = "", width: int = 0, at: int = 0) -> Value:
     need(len(w.shape) == 3, f"w must be [experts, out, in], not {w}")
     need(x.shape[-1] == w.shape[2], f"x has {x.shape[-1]} columns but w takes {w.shape[2]}")
     need(x.shape[:-1] in (expert.shape, expert.shape[:1]), f"x {x} does not fit the choice {expert}")
-    return Value((*expert.shape, width or w.shape[1]), x.dtype)
+    return Value((*expert.shape, width or w.shape[1]), dtype or x.dtype)
 
 
-def _expert_matmul_reference(x, w, expert, *, width=0, at=0):
+def _expert_matmul_reference(x, w, expert, *, dtype="", width=0, at=0):
     x = np.broadcast_to(x[:, None] if x.ndim == 2 else x, (*expert.shape, x.shape[-1]))
     out = np.zeros((*expert.shape, w.shape[1]), np.float32)
     for e in np.unique(expert):
@@ -375,9 +376,22 @@ def chosen_rows(bias, expert, score=None, *, summed: bool):
 
 _define("expert_bias", "x bias expert score?", _expert_bias,
         lambda x, bias, expert, score=None: x + chosen_rows(bias, expert, score, summed=x.ndim == expert.ndim), wgsl="({0} + {1})", chosen=True)
+
+
+def _sum_choices(x: Value, score: Value | None = None, *, dtype: str = "") -> Value:
+    need(len(x.shape) == 3, f"x must be [rows, choices, columns], not {x}")
+    need(score is None or score.size == x.shape[0] * x.shape[1], f"the score {score} does not fit x {x}")
+    return Value((x.shape[0], x.shape[2]), dtype or x.dtype)
+
+
+def _sum_choices_reference(x, score=None, *, dtype=""):
+    return (x if score is None else x * score.reshape(*x.shape[:2], 1)).sum(1)
+
+
 _define("route", "logits", _route, _route_reference, anchor=True)
 _define("expert_matmul", "x w expert", _expert_matmul, _expert_matmul_reference, anchor=True)
 _define("expert_sum", "x w expert score?", _expert_sum, _expert_sum_reference, anchor=True)
+_define("sum_choices", "x score?", _sum_choices, _sum_choices_reference, anchor=True)
 
 
 # Sampling, in two dispatches: many workgroups look at the logits, one a row decides and feeds its token forward.
@@ -527,22 +541,6 @@ def buffers_of(graph: Graph) -> dict[str, str]:
         for output, source in OPS[op.kind].inplace.items():
             home[op.outputs[output]] = home[op.inputs[source]]
     return home
-
-
-def assemble(name: str, values: Mapping[str, Value], leaf: Callable[[str], np.ndarray]) -> np.ndarray:
-    """The array of a weight, made from its source; `leaf` gives the arrays that have none."""
-    source = values[name].source if name in values else ()
-    if not source:
-        return leaf(name)
-    how, *rest = source
-    parts = [assemble(str(p), values, leaf) for p in rest if isinstance(p, str)]
-    if how == "concat":
-        return np.concatenate(parts, axis=-2 if parts[0].ndim > 1 else 0)
-    if how == "interleave":
-        return np.stack(parts, axis=-2).reshape(*parts[0].shape[:-2], -1, parts[0].shape[-1])
-    if how == "rows":
-        return parts[0][..., int(rest[1]):int(rest[2]), :]
-    raise ValueError(f"%{name} has an unknown source {how}; known: concat, interleave, rows")
 
 
 from . import elementwise_ops, tensor_ops  # noqa: E402, F401: these add their ops to the table

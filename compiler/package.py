@@ -24,6 +24,7 @@ import numpy as np
 from .ir import Graph
 from .layouts import LAYOUTS
 from .ops import NUMPY, step
+from .sources import Piece
 from .text import read
 
 FORMAT, VERSION, ALIGN = "wgpu-llama", 1, 256
@@ -38,14 +39,17 @@ class PackageError(Exception):
 @dataclass
 class Package:
     """shared: what the manifest says of all variants; variants: what it says of each. blob(name): the bytes of a blob, uint8 [size]; may be
-    made when it is asked for. array(name): of a package that was just compiled, what a weight's layout packs. chosen: the variant that
-    `manifest` shows, and which is played."""
+    made when it is asked for. array(name), pieces(name): of a package that was just compiled, what a weight's layout packs, in one and
+    where it comes from. check(): of a file, raises PackageError where a checksum does not match. chosen: the variant that `manifest` shows,
+    and which is played."""
 
     shared: dict[str, Any]
     variants: list[dict[str, Any]]
     blob: Callable[[str], np.ndarray]
     timings: dict[str, float] = field(default_factory=dict)     # seconds by compiler stage; not saved
     array: Callable[[str], np.ndarray] | None = None
+    pieces: Callable[[str], list[Piece]] | None = None
+    check: Callable[[], None] = lambda: None
     chosen: int = 0
 
     @cached_property
@@ -147,8 +151,9 @@ class Package:
         step(graph, states, {**self._numbers, **feeds})
 
 
-def open_package(path: str | Path) -> Package:
-    """Memory-map a package and check it. Raises PackageError with the reason when it is not whole."""
+def open_package(path: str | Path, checked: bool = True) -> Package:
+    """Memory-map a package and check it, but for its checksums if `checked` is false: then whoever asked calls `check` before anybody
+    takes the package for whole. Raises PackageError with the reason when it is not."""
     path = Path(path)
     try:
         size = path.stat().st_size
@@ -170,17 +175,23 @@ def open_package(path: str | Path) -> Package:
         raise PackageError(f"{path} is no .wgpu-llama file: its header is damaged ({err})") from err
     if missing:
         raise PackageError(f"{path} is damaged: its header lacks {', '.join(sorted(missing))}")
-    _check_blobs(path, raw, blobs)
+    _check_sizes(path, raw, blobs)
     shared = {key: value for key, value in manifest.items() if key not in ("format", "version", "variants")}
-    return Package(shared, variants, lambda name: raw[blobs[name][0]:blobs[name][0] + blobs[name][1]])
+    package = Package(shared, variants, lambda name: raw[blobs[name][0]:blobs[name][0] + blobs[name][1]],
+                      check=lambda: _check_sums(path, raw, blobs))
+    if checked:
+        package.check()
+    return package
 
 
-def _check_blobs(path: Path, raw: np.ndarray, blobs: Mapping[str, tuple[int, int, str]]) -> None:
+def _check_sizes(path: Path, raw: np.ndarray, blobs: Mapping[str, tuple[int, int, str]]) -> None:
     for name, (offset, size, _) in blobs.items():
         if not 0 <= offset <= offset + size <= raw.size:
             end = offset + size
             raise PackageError(f"{path} is truncated: '{name}' ends at byte {end:,} but the file has {raw.size:,}; copy or compile it again")
 
+
+def _check_sums(path: Path, raw: np.ndarray, blobs: Mapping[str, tuple[int, int, str]]) -> None:
     def intact(item: tuple[str, tuple[int, int, str]]) -> str | None:
         name, (offset, size, crc) = item
         return None if f"{zlib.crc32(raw[offset:offset + size].data):08x}" == crc else name

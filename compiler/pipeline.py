@@ -12,6 +12,7 @@ from .device import Device
 from .ir import Choice, Graph
 from .kernel import Kernel, Site
 from .passes.activations import round_activations
+from .passes.choices import split_sums
 from .passes.cut import cut_caches, cut_weights
 from .passes.fusion import fuse
 from .passes.layout import lay_out
@@ -45,6 +46,7 @@ def stages(device: Device, kernels: Mapping[str, Kernel]) -> list[Stage]:
     first: list[Stage] = [("simplify", each(simplify)), ("layout", lay_out)]
     if not kernels:
         return first        # the reference device plays graphs as they are
+    first.append(("choices", each(split_sums)))
     if device.packed_dot:
         first.append(("activations", each(round_activations)))
     return [*first, ("cut caches", each(lambda g: cut_caches(g, device))), ("split_kv", each(lambda g: split_kv(g, device))),

@@ -9,7 +9,8 @@ Fields = dict[str, np.ndarray]
 Quantizer = Callable[[np.ndarray], Fields]
 
 HALF_MAX = 65504.0
-SHRINK = np.linspace(-1, 1, 9)      # by how many levels a tried scale's range differs from the numbers' own
+SHRINK = range(-4, 5)       # by how many quarters of a level a tried scale's range differs from the numbers' own
+STEPS, TINY = 1 << 14, np.float32(2.0**-100)
 
 
 def _inverse(d: np.ndarray) -> np.ndarray:
@@ -98,64 +99,67 @@ def zero_pointed(bits: int) -> Quantizer:
     return quantize
 
 
-def _columns(x: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sub-blocks of so many elements as columns, which numpy sums fast, divided by their largest magnitudes; and those."""
+def _in_steps(x: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Sub-blocks of so many elements as columns, which numpy sums fast, in integer steps of the 16384th part of their largest magnitudes;
+    and that step. What follows is then exact, in whatever order it is summed; f16 scales hold nothing of what is below 2^-100."""
     t = np.ascontiguousarray(x.reshape(-1, size).T)
     peak = np.maximum(t.max(0), -t.min(0))
-    return t / np.where(peak == 0, np.float32(1), peak), peak
+    peak = np.where(peak < TINY, np.float32(0), peak)
+    return np.rint(t * (np.float32(STEPS) * _inverse(peak))).astype(np.int32), peak * np.float32(1 / STEPS)
 
 
-def _rows(t: np.ndarray, n: int) -> np.ndarray:
-    return np.ascontiguousarray(t.T).reshape(n, -1)
+def _sum(q: np.ndarray, t: np.ndarray) -> np.ndarray:
+    """Of products down the columns, exact: at most 32 * 31 * 2^14."""
+    return np.einsum("ij,ij->j", q, t)
 
 
 def _ranges(t: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
-    """Scale, and minimum of at most 0, of every column, that least squares prefer."""
-    count, total, square = np.float32(len(t)), t.sum(0), np.einsum("ij,ij->j", t, t)
-    low, high = np.minimum(t.min(0), 0), np.maximum(t.max(0), 0)
-    scale, least, best = np.zeros_like(low), low, np.full_like(low, np.inf)
+    """Scale, and minimum of at most 0, of every column, that least squares prefer: the best of nine roundings, by what they take from the
+    sum of squares."""
+    count, total = len(t), t.sum(0, dtype=np.int32)
+    low = np.minimum(t.min(0), 0)
+    height, extent = t - low, np.maximum(np.maximum(t.max(0), 0) - low, 1)
+    scale, least, best = (np.zeros(t.shape[1], np.float32) for _ in range(3))
     for more in SHRINK:
-        q = (t - low) * (np.float32(top + more) * _inverse(high - low))
-        np.minimum(np.rint(q, out=q), np.float32(top), out=q)
-        sums, squares, products = q.sum(0), np.einsum("ij,ij->j", q, q), np.einsum("ij,ij->j", q, t)
-        d = (count * products - sums * total) * _inverse(count * squares - sums * sums)
-        m = (total - d * sums) / count
-        d, m = np.where(m > 0, products * _inverse(squares), d), np.minimum(m, 0)
-        error = square + d * d * squares + count * m * m + 2 * (d * m * sums - d * products - m * total)
-        better = error < best
-        scale, least, best = np.where(better, d, scale), np.where(better, m, least), np.where(better, error, best)
+        q = np.minimum((height * ((4 * top + more << 22) // extent) + (1 << 23)) >> 24, top)
+        sums, squares, products = q.sum(0, dtype=np.int32), _sum(q, q), _sum(q, t)
+        d = (count * products - sums * total).astype(np.float32) * _inverse((count * squares - sums * sums).astype(np.float32))
+        m = (total.astype(np.float32) - d * sums.astype(np.float32)) * np.float32(1 / count)
+        d, m = np.where(m > 0, products.astype(np.float32) * _inverse(squares.astype(np.float32)), d), np.minimum(m, 0)
+        gain = d * products.astype(np.float32) + m * total.astype(np.float32)
+        better = gain > best
+        scale, least, best = np.where(better, d, scale), np.where(better, m, least), np.where(better, gain, best)
     return scale, least
 
 
 def k_ranged(top: int) -> Quantizer:
     """q4_k and q5_k: a scale and a minimum for 32 elements, both in 6 bits of what eight of them share."""
     def quantize(x: np.ndarray) -> Fields:
-        t, peak = _columns(x, 32)
-        wanted = [(a * peak).reshape(-1, 8) for a in _ranges(t, top)]
-        wanted[1] = -wanted[1]
+        t, step = _in_steps(x, 32)
+        wanted = [np.abs(a * step).reshape(-1, 8) for a in _ranges(t, top)]
         shared = [_half(a.max(1) / np.float32(63)) for a in wanted]
         s = np.stack([np.clip(np.rint(a * _inverse(b.astype(np.float32))[:, None]), 0, 63) for a, b in zip(wanted, shared, strict=True)], axis=-1)
-        scale, least = ((b.astype(np.float32)[:, None] * s[..., k]).reshape(-1) for k, b in enumerate(shared))
-        q = np.clip(np.rint((t * peak + least) * _inverse(scale)), 0, top).astype(np.uint8)
-        return {"q": _rows(q, len(x)), "s": s.astype(np.uint8), "d": shared[0], "m": shared[1]}
+        scale, least = (b.astype(np.float32)[:, None] * s[..., k] for k, b in enumerate(shared))
+        parts = x.reshape(-1, 8, 32)
+        q = np.clip(np.rint((parts + least[..., None]) * _inverse(scale)[..., None]), 0, top).astype(np.uint8)
+        return {"q": q.reshape(x.shape), "s": s.astype(np.uint8), "d": shared[0], "m": shared[1]}
     return quantize
 
 
 def k_centred(x: np.ndarray) -> Fields:
     """q6_k: a scale for 16 elements, in 8 bits of what sixteen of them share."""
-    t, peak = _columns(x, 16)
-    high, low = t.max(0), t.min(0)
-    far = np.where(high > -low, high, low)
-    scale, best = np.zeros_like(far), np.zeros_like(far)
+    t, step = _in_steps(x, 16)
+    sign = np.where(t.max(0) > -t.min(0), -1, 1).astype(np.int32)        # the largest magnitude gets the lowest code
+    t = t * sign
+    scale, best = (np.zeros(t.shape[1], np.float32) for _ in range(2))
     for more in SHRINK:
-        q = t * (np.float32(-32 - more) * _inverse(far))
-        np.clip(np.rint(q, out=q), -32, 31, out=q)
-        products, inverse = np.einsum("ij,ij->j", q, t), _inverse(np.einsum("ij,ij->j", q, q))
+        q = np.clip((t * (128 + more) + (1 << 15)) >> 16, -32, 31)
+        products, inverse = _sum(q, t).astype(np.float32), _inverse(_sum(q, q).astype(np.float32))
         gain = products * products * inverse
         scale, best = np.where(gain > best, products * inverse, scale), np.maximum(gain, best)
-    wanted = (scale * peak).reshape(-1, 16)
+    wanted = (scale * (step * sign.astype(np.float32))).reshape(-1, 16)
     d = _half(_farthest(wanted) / np.float32(-128))
     wide = d.astype(np.float32)[:, None]
     s = np.clip(np.rint(wanted * _inverse(wide)), -128, 127)
-    q = np.clip(np.rint(t * peak * _inverse((wide * s).reshape(-1))), -32, 31).astype(np.int8) + np.int8(32)
-    return {"q": _rows(q.view(np.uint8), len(x)), "s": s.astype(np.int8), "d": d}
+    q = np.clip(np.rint(x.reshape(-1, 16, 16) * _inverse(wide * s)[..., None]), -32, 31).astype(np.int8) + np.int8(32)
+    return {"q": q.view(np.uint8).reshape(x.shape), "s": s.astype(np.int8), "d": d}

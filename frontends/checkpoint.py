@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,12 @@ class TokenizerData:
     chat_template: str | None
     bos_token: str | None
     eos_token: str | None
+    parsed: Tokenizer | None = field(default=None, compare=False, repr=False)  # the json as whoever made this parsed it: half a second
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All but the vocabulary."""
+        return {name: value for name, value in vars(self).items() if name not in ("json", "parsed")}
 
 
 @dataclass(frozen=True)
@@ -191,6 +197,7 @@ def _huggingface_tokenizer(
         chat_template=_default_template(settings.get("chat_template")) if template is None else template,
         bos_token=bos_token or (None if bos is None else tokenizer.id_to_token(bos)),
         eos_token=eos_token or (tokenizer.id_to_token(eos[0]) if eos else None),
+        parsed=tokenizer,
     )
 
 

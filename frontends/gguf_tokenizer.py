@@ -95,6 +95,7 @@ def build_tokenizer(metadata: dict[str, Any]) -> TokenizerData:
         chat_template=template if isinstance(template, str) else None,
         bos_token=None if bos is None else tokens[bos],
         eos_token=None if eos is None else tokens[eos],
+        parsed=tokenizer,
     )
 
 

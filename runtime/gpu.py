@@ -15,7 +15,7 @@ import wgpu
 from . import native, timing
 from .adapter import AdapterInfo, DeviceError, webgpu_name
 from .native import NULL, ShaderError, ffi, guarded, lib
-from .submission import BindGroup, Buffer, Copy, Dispatch, Pipeline, Readback, Replay, encode
+from .submission import BindGroup, Buffer, Copy, Dispatch, Pipeline, Readback, Replay, Staging, encode
 
 USEFUL = {"shader-f16", "subgroup", "timestamp-query", "timestamp-query-inside-passes", "timestamp-query-inside-encoders"}
 PIECE = 4 << 20  # big transfers go in pieces: wgpu keeps a second copy of what is under way, and fresh memory is slow
@@ -41,7 +41,7 @@ class Shader(NamedTuple):
 
 
 class Gpu:
-    """A device opened with every useful feature and the adapter's own limits; one thread at a time may use it."""
+    """A device opened with every useful feature and the adapter's own limits; one thread at a time may use it, and another make pipelines."""
 
     def __init__(self, info: AdapterInfo) -> None:
         self.info = info
@@ -84,14 +84,20 @@ class Gpu:
         self._buffers.add(readback)
         return readback
 
-    def _allocate(self, size: int, usage: int, label: str) -> tuple[Any, int, str]:
+    def staging(self, size: int, label: str = "") -> Staging:
+        """A buffer that the host writes and submissions copy from."""
+        staging = Staging(self.poll, *self._allocate(size, wgpu.BufferUsage.MAP_WRITE | wgpu.BufferUsage.COPY_SRC, label, mapped=True))
+        self._buffers.add(staging)
+        return staging
+
+    def _allocate(self, size: int, usage: int, label: str, mapped: bool = False) -> tuple[Any, int, str]:
         size = max(4, -(-size // 4) * 4)  # copies and bindings count in words
         what = f"buffer '{label}'" if label else "a buffer"
         limit = self.limits["max_buffer_size"]
         if size > limit:
             raise DeviceError(f"{what} needs {size:,} bytes but {self.info.name} allows {limit:,} in one buffer; split it")
         try:
-            owner = self._device.create_buffer(label=label, size=size, usage=usage)
+            owner = self._device.create_buffer(label=label, size=size, usage=usage, mapped_at_creation=mapped)
         except wgpu.GPUError as error:
             if "memory" not in str(error):  # wgpu-native reports what ran out of memory as a validation error
                 raise DeviceError(f"allocating {what}: {native.sentence(str(error))}") from None

@@ -13,6 +13,30 @@ from .adapter import DeviceError
 NULL = ffi.NULL
 
 
+def _know_pointers() -> None:
+    """cffi parses all of wgpu's declarations again for every type that it is asked for by name: 12 ms each, a few tenths of a second until a
+    model is loaded. Pointers to and arrays of declared types need no parser. Without cffi's own parser there is nothing to help."""
+    parser: Any = getattr(ffi, "_parser", None)
+    declared = getattr(parser, "_declarations", None)
+    if not declared:
+        return
+    from cffi import model
+
+    slow = parser.parse_type
+
+    def parse_type(text: str) -> Any:
+        named = re.fullmatch(r"(WGPU\w+) ?(\*|\[\]) ?", text)
+        found = declared.get(f"typedef {named[1]}") if named else None
+        if not named or found is None:
+            return slow(text)
+        return model.PointerType(*found) if named[2] == "*" else model.ArrayType(found[0], None)
+
+    parser.parse_type = parse_type
+
+
+_know_pointers()
+
+
 class ShaderError(DeviceError):
     """A refused shader: the compiler's words and the lines around the place."""
 

@@ -1,7 +1,9 @@
 """Play a package on a GPU: buffers and pipelines at load, then replays of its programs."""
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -9,7 +11,8 @@ import numpy as np
 from ..compiler.package import Package
 from .gpu import Copy, Dispatch, Gpu, Shader
 from .requirements import check_requirements
-from .submission import Buffer
+from .submission import Buffer, Pipeline
+from .upload import Upload
 
 FRAMES = 2      # while the GPU plays one, the host prepares the next
 
@@ -21,16 +24,20 @@ class GpuPlayer:
     """A loaded package. Every submission plays a few programs in order; a frame also brings the sampled tokens back."""
 
     def __init__(self, package: Package, gpu: Gpu, progress: Callable[[int, int], None] = lambda done, total: None,
-                 owns_gpu: bool = False, fill: Callable[[str, Buffer], None] | None = None, trusted: Collection[int] = ()):
-        """progress: bytes of weights uploaded, bytes in all. owns_gpu: `close` closes the device too. fill(name, buffer): writes a weight
-        buffer, by default the package's blob of that name. trusted: the numbers of shaders that need no checks of their indices.
+                 owns_gpu: bool = False, fill: Callable[[Upload, str, Buffer], None] | None = None, trusted: Collection[int] = ()):
+        """progress: bytes of weights uploaded, bytes in all. owns_gpu: `close` closes the device too. fill(upload, name, buffer): writes a
+        weight buffer, by default the package's blob of that name. trusted: the numbers of shaders that need no checks of their indices.
 
         Raises DeviceError when the device lacks what the package needs."""
         self.package, self.gpu, self._owns_gpu, manifest = package, gpu, owns_gpu, package.manifest
         check_requirements(manifest["device"], gpu)
         self.buffers = {name: gpu.buffer(size, name) for name, size in manifest["buffers"].items()}
-        self._upload(manifest, progress, fill or (lambda name, buffer: gpu.write(buffer, 0, package.blob(name))))
-        made = gpu.pipelines([Shader(_enable(s), tuple(s["bindings"]), s["kernel"], i in trusted) for i, s in enumerate(manifest["shaders"])])
+        self.seconds: dict[str, float] = {}      # of loading
+        shaders = [Shader(_enable(s), tuple(s["bindings"]), s["kernel"], i in trusted) for i, s in enumerate(manifest["shaders"])]
+        with ThreadPoolExecutor(1) as beside:       # shaders are compiled while weights travel
+            compiling = beside.submit(self._compile, shaders)
+            self._upload(manifest, progress, fill or (lambda upload, name, buffer: upload.write(buffer, 0, package.blob(name))))
+            made = compiling.result()
         self._dispatches = {name: [(made[d["shader"]], gpu.bind(made[d["shader"]], [(self.buffers[b], at, size) for b, at, size in d["bindings"]]),
                                     tuple(d["grid"])) for d in program["dispatches"]] for name, program in manifest["programs"].items()}
         self._replays = {name: gpu.replay(dispatches) for name, dispatches in self._dispatches.items()}
@@ -38,13 +45,21 @@ class GpuPlayer:
         self._tokens = gpu.readback(manifest["buffers"]["state.token"], "tokens"), gpu.readback(manifest["buffers"]["state.token"], "tokens")
         self._submitted = [0] * FRAMES
 
-    def _upload(self, manifest: Mapping[str, Any], progress: Callable[[int, int], None], fill: Callable[[str, Buffer], None]) -> None:
+    def _compile(self, shaders: list[Shader]) -> list[Pipeline]:
+        start = time.perf_counter()
+        made = self.gpu.pipelines(shaders)
+        self.seconds["shaders"] = time.perf_counter() - start
+        return made
+
+    def _upload(self, manifest: Mapping[str, Any], progress: Callable[[int, int], None], fill: Callable[[Upload, str, Buffer], None]) -> None:
         names = [n for n in manifest["blobs"] if n in self.buffers]
-        total, done = sum(manifest["blobs"][n]["size"] for n in names), 0
-        for name in names:
-            fill(name, self.buffers[name])
-            done += manifest["blobs"][name]["size"]
-            progress(done, total)
+        total, done, start = sum(manifest["blobs"][n]["size"] for n in names), 0, time.perf_counter()
+        with Upload(self.gpu) as upload:
+            for name in names:
+                fill(upload, name, self.buffers[name])
+                done += manifest["blobs"][name]["size"]
+                progress(done, total)
+        self.seconds["weights"] = time.perf_counter() - start
 
     def play(self, calls: Sequence[Call], frame: int | None = None) -> None:
         """Submit programs; with a frame number, its tokens can be had by `tokens` later."""
@@ -106,6 +121,7 @@ class ReferencePlayer:
 
     def __init__(self, package: Package):
         self.package, self._states = package, package.new_states()
+        self.seconds: dict[str, float] = {}
         self._frames: dict[int, np.ndarray] = {}
 
     def play(self, calls: Sequence[Call], frame: int | None = None) -> None:

@@ -74,8 +74,10 @@ def _mapped(status: int, message: Any, key: Any, _: Any) -> None:
     _owed.pop(int(ffi.cast("uintptr_t", key))).append(failure)
 
 
-class Readback(Buffer):
-    """A buffer that submissions copy into and the host reads: submit, request, and later wait."""
+class Mappable(Buffer):
+    """A buffer that the host maps after submissions that use it: submit, request, and later wait."""
+
+    mode = lib.WGPUMapMode_None
 
     def __init__(self, poll: Callable[[int], None], owner: Any, size: int, label: str) -> None:
         super().__init__(owner, size, label)
@@ -86,27 +88,54 @@ class Readback(Buffer):
         self._callback.userdata1 = ffi.cast("void *", id(self._answer))
 
     def request(self) -> None:
-        """Asks for the bytes of the submissions made so far; no submission may copy into it again before `wait`."""
+        """Asks for the memory after the submissions made so far; no submission may use it again before it is unmapped."""
         self._answer.clear()
         _owed[id(self._answer)] = self._answer
         with guarded(f"mapping {self}"):
-            lib.wgpuBufferMapAsync(self.raw, lib.WGPUMapMode_Read, 0, self.size, self._callback[0])
+            lib.wgpuBufferMapAsync(self.raw, self.mode, 0, self.size, self._callback[0])
         self.requested = True
 
-    def wait(self, index: int, size: int | None = None) -> np.ndarray:
-        """The first `size` bytes, as soon as the submission `index` is done, whatever else is queued behind it."""
+    def _wait(self, index: int) -> None:
+        """Until it is mapped, which is as soon as the submission `index` is done, whatever else is queued behind it."""
         if not self.requested:
             self.request()
         self._poll(index)
         if not self._answer:
-            raise DeviceError(f"{self} is filled by a later submission than {index}, which was waited for")
+            raise DeviceError(f"{self} is used by a later submission than {index}, which was waited for")
         self.requested = False
         if self._answer[0]:
-            raise DeviceError(f"reading {self} failed: {self._answer[0]}")
+            raise DeviceError(f"mapping {self} failed: {self._answer[0]}")
+
+
+class Readback(Mappable):
+    """A buffer that submissions copy into and the host reads."""
+
+    mode = lib.WGPUMapMode_Read
+
+    def wait(self, index: int, size: int | None = None) -> np.ndarray:
+        """The first `size` bytes after the submission `index`."""
+        self._wait(index)
         size = self.size if size is None else size
         data = np.frombuffer(ffi.buffer(lib.wgpuBufferGetConstMappedRange(self.raw, 0, self.size), size), np.uint8).copy()
         lib.wgpuBufferUnmap(self.raw)
         return data
+
+
+class Staging(Mappable):
+    """A buffer that the host writes and submissions copy from; it begins mapped."""
+
+    mode = lib.WGPUMapMode_Write
+    _begins = True
+
+    def map(self, index: int) -> np.ndarray:
+        """Its bytes, to be written before `unmap`, as soon as the submission `index` is done."""
+        if not self._begins:
+            self._wait(index)
+        self._begins = False
+        return np.frombuffer(ffi.buffer(lib.wgpuBufferGetMappedRange(self.raw, 0, self.size), self.size), np.uint8)
+
+    def unmap(self) -> None:
+        lib.wgpuBufferUnmap(self.raw)
 
 
 class Replay:
@@ -150,7 +179,7 @@ def encode(encoder: Any, steps: Iterable[Replay | Copy], descriptor: Any = NULL)
 
 
 def _encode_copy(encoder: Any, copy: Copy) -> None:
-    if isinstance(copy.dst, Readback) and copy.dst.requested:  # wgpu-native would end the process
+    if isinstance(copy.dst, Mappable) and copy.dst.requested:  # wgpu-native would end the process
         raise DeviceError(f"{copy.dst} is being read and cannot be copied into; wait for it first")
     lib.wgpuCommandEncoderCopyBufferToBuffer(encoder, copy.src.raw, copy.src_offset, copy.dst.raw, copy.dst_offset, copy.size)
 

@@ -27,6 +27,15 @@ def progress() -> Iterator[Callable[[str, int, int], None]]:
         yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)
 
 
+def loading(model: Model) -> str:
+    """What loading took, in a line."""
+    took, size = dict(model.load_seconds), sum(b["size"] for name, b in model.package.manifest["blobs"].items() if name != "tokenizer")
+    total, shaders = took.pop("total"), took.pop("shaders", None)
+    stages = [f"{name} {seconds:.1f} s" for name, seconds in took.items() if seconds >= 0.05]
+    beside = [f"shaders {shaders:.1f} s beside"] if shaders else []
+    return f"loaded {size / 1e9:.2f} GB in {total:.1f} s ({', '.join([f'{size / 1e9 / total:.1f} GB/s', *stages, *beside])})"
+
+
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Print a table; columns of whole numbers stand on the right, and a table without column names has no head."""
     head = any(columns)

@@ -34,9 +34,11 @@ class Tokenizer:
         chat_template: str | None = None,
         bos_token: str | None = None,
         eos_token: str | None = None,
+        parsed: tokenizers.Tokenizer | None = None,
     ) -> None:
+        """parsed: the json as a tokenizer, if somebody has it already."""
         try:
-            self._tokenizer = tokenizers.Tokenizer.from_buffer(json)
+            self._tokenizer = parsed or tokenizers.Tokenizer.from_buffer(json)
         except Exception as error:  # the library has no narrower class
             raise TokenizerError(f"the tokenizer cannot be used: {error}") from None
         self._tokenizer.no_truncation()  # a file may carry the settings of its training

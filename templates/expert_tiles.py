@@ -6,9 +6,12 @@ from .matmul import MatMul
 
 
 class ExpertTiles(MatMul):
+    kinds = ("expert_matmul", "expert_sum")
+
     def accepts(self, site: Site) -> bool:
-        single = site.anchor.kind == "expert_sum" and site.shape("expert")[-1] == 1     # one choice a token: nothing to sum
-        fits = (single or site.anchor.kind == "expert_matmul") and not site.prologue and site.elementwise_epilogue
+        product, total = self.kinds
+        single = site.anchor.kind == total and site.shape("expert")[-1] == 1     # one choice a token: nothing to sum
+        fits = (single or site.anchor.kind == product) and not site.prologue and site.elementwise_epilogue
         return fits and self.fitting(site) and site.value("expert").size <= 8192 and site.shape("w")[0] <= 256
 
     def cost(self, site: Site, s: Schedule) -> float:
@@ -30,4 +33,4 @@ class ExpertTiles(MatMul):
         return super().workgroup_bytes(site, s) + sum(16 * divide(n, 4) for n in words)
 
     def context(self, site: Site, s: Schedule) -> dict[str, object]:
-        return {"slots": site.value("expert").size, "choices": site.shape("expert")[-1]}
+        return super().context(site, s) | {"slots": site.value("expert").size, "choices": site.shape("expert")[-1]}

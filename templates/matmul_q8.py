@@ -17,14 +17,12 @@ class MatMulQ8(MatMul):
                 if site.shape("w")[-1] // 32 % depth == 0:
                     yield {"tile_rows": tile_rows, "tile_cols": tile_cols, "depth": depth, "rows": rows, "cols": cols}
 
-    def cost(self, site: Site, s: Schedule) -> float:
-        x, y, z = self.grid(site, s)
+    def seconds(self, site: Site, s: Schedule, workgroups: int, reads: float) -> float:
         device, rows, cols, k = site.device, s["rows"], s["cols"], site.shape("w")[-1]
         # a block's product of 32 is some 20 instructions where 32 multiplications of numbers are 32; operands are read for each
         products = s["tile_rows"] * s["tile_cols"] * k * (0.6 + 0.8 * (rows + cols) / (rows * cols)) + 40 * k * (s["tile_rows"] + s["tile_cols"]) / 8
         slots = max(1, device.width // (16 * self.threads(site, s)))
-        arithmetic = 2 * products * divide(x * y * z, slots) * slots / device.flops
-        reads = site.bytes("w") * (1 + 0.2 * (y - 1)) + site.bytes("x") * (1 + 0.2 * (x - 1))
+        arithmetic = 2 * products * divide(workgroups, slots) * slots / device.flops
         return device.launch * (1 + 0.01 * divide(k // 32, s["depth"])) + max(arithmetic, reads / device.bandwidth)
 
     def context(self, site: Site, s: Schedule) -> dict[str, object]:

@@ -1,86 +1,12 @@
-$# Y = X Wᵀ for many tokens with x in 8-bit integers, a tile a workgroup: `depth` blocks of 32 columns at a time go through workgroup memory,
-$# codes of w as bytes, and every invocation sums `rows` by `cols` products of blocks in registers.
-{$ from "tiles.wgsl" import column, results, threads, TX, TY, N with context $}
-$$ set blocks = w.shape[-1] // 32
-$$ set squares = attr.eps is defined
-var<workgroup> xs: array<vec4<u32>, {{ 2 * depth * tile_rows }}>;
-var<workgroup> x_scales: array<vec4<f32>, {{ depth * tile_rows }}>;
-var<workgroup> ws: array<vec4<u32>, {{ 2 * depth * tile_cols }}>;
-var<workgroup> w_scales: array<vec4<f32>, {{ depth * tile_cols }}>;
+$# Y = X Wᵀ for many tokens with x in 8-bit integers, a tile a workgroup, by tiles_q8.wgsl.
+{$ from "tiles.wgsl" import column, results, threads, N with context $}
+{$ from "tiles_q8.wgsl" import memory, products with context $}
+{{ memory() }}
 @compute @workgroup_size({{ threads }})
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) index: u32) {
     let first_col = group.x * {{ tile_cols }}u;
     let first_row = group.y * {{ tile_rows }}u;
-    let tx = index % {{ TX }}u;
-    let ty = {{ "index / %du" % TX if TY > 1 else "0u" }};
-$$ for r in range(rows)
-$$ for c in range(cols)
-    var sum{{ r }}_{{ c }} = 0.0;
-$$ endfor
-$$ if squares
-    var square{{ r }} = 0.0;
-$$ endif
-$$ endfor
-    for (var k = 0u; k < {{ blocks }}u; k += {{ depth }}u) {
-        workgroupBarrier();
-        for (var i = index; i < {{ depth * tile_cols }}u; i += {{ threads }}u) {
-            let line = i % {{ tile_cols }}u;
-            let step = i / {{ tile_cols }}u;
-            let from_row = {{ "first_col + " + column() if N % tile_cols == 0 else "min(first_col + %s, %du)" % (column(), N - 1) }};
-            {{ w.fetch("from_row * %du + k + step" % blocks, "b") }}
-            ws[i] = vec4<u32>({{ [w.word("b", 0), w.word("b", 1), w.word("b", 2), w.word("b", 3)] | join(", ") }});
-            ws[i + {{ depth * tile_cols }}u] = vec4<u32>({{ [w.word("b", 4), w.word("b", 5), w.word("b", 6), w.word("b", 7)] | join(", ") }});
-            w_scales[i] = {{ w.scaling("b") }};
-        }
-        for (var i = index; i < {{ depth * tile_rows }}u; i += {{ threads }}u) {
-            let step = i / {{ tile_rows }}u;
-            let row = {{ "first_row + i %% %du" % tile_rows if total % tile_rows == 0 else "min(first_row + i %% %du, %du)" % (tile_rows, total - 1) }};
-            let at = row * {{ blocks }}u + k + step;
-            xs[i] = {{ x.load4("2u * at") }};
-            xs[i + {{ depth * tile_rows }}u] = {{ x.load4("2u * at + 1u") }};
-            x_scales[i] = {{ scales.load4("at") }};
-        }
-        workgroupBarrier();
-$$ for d in range(depth)
-        {
-$$ for c in range(cols)
-            let low{{ c }} = ws[{{ d * tile_cols + c * TX }}u + tx];
-            let high{{ c }} = ws[{{ (depth + d) * tile_cols + c * TX }}u + tx];
-            let unit{{ c }} = w_scales[{{ d * tile_cols + c * TX }}u + tx];
-$$ endfor
-$$ for r in range(rows)
-            {
-                let a = xs[{{ d * tile_rows + r * TY }}u + ty];
-                let z = xs[{{ (depth + d) * tile_rows + r * TY }}u + ty];
-                let s = x_scales[{{ d * tile_rows + r * TY }}u + ty];
-$$ for c in range(cols)
-$$ set first, second = [], []
-$$ for word in "xyzw"
-$$ do first.append("dot4I8Packed(low%d.%s, a.%s)" % (c, word, word))
-$$ do second.append("dot4I8Packed(high%d.%s, z.%s)" % (c, word, word))
-$$ endfor
-$$ if w.layout.halves
-                sum{{ r }}_{{ c }} += s.x * (unit{{ c }}.x * f32({{ first | join(" + ") }}) + unit{{ c }}.y * f32({{ second | join(" + ") }}))
-                    + unit{{ c }}.z * s.y + unit{{ c }}.w * s.z;
-$$ else
-                sum{{ r }}_{{ c }} += s.x * unit{{ c }}.x * f32({{ (first + second) | join(" + ") }}){{ " + unit%d.z * (s.y + s.z)" % c if w.layout.shifted }};
-$$ endif
-$$ endfor
-$$ if squares
-                square{{ r }} += s.w;
-$$ endif
-            }
-$$ endfor
-        }
-$$ endfor
-    }
-$$ if squares
-$$ for r in range(rows)
-    square{{ r }} = inverseSqrt(square{{ r }} / {{ blocks * 32 }}.0 + {{ literal(attr.eps) }});
-$$ for c in range(cols)
-    sum{{ r }}_{{ c }} *= square{{ r }};
-$$ endfor
-$$ endfor
-$$ endif
+{{ products("first_row + line" if total % tile_rows == 0 else "min(first_row + line, %du)" % (total - 1),
+            "first_col + " + column() if N % tile_cols == 0 else "min(first_col + %s, %du)" % (column(), N - 1)) }}
 {{ results("first_row + line", "%du - first_row" % total, "first_col") }}
 }

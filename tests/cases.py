@@ -192,6 +192,15 @@ def expert_tiles(dtype: str):
     yield "biased, gated", *experts(dtype, 21, 2, after="biased, gated")
 
 
+@of("sum_choices")
+def sums_of_choices(dtype: str):
+    for label, choices, scored, after in (("scored, residual", 3, True, "residual"), ("plain", 2, False, "")):
+        g = Builder()
+        x = g.state("x", (7, choices, 37))
+        score = [g.state("score", (7, choices, 1))] if scored else []
+        yield label, g.graph(_after(g, g.sum_choices(x, *score, dtype=dtype), after)), {}
+
+
 # Activations in 8-bit integers.
 
 @of("quantize")
@@ -262,6 +271,21 @@ def expert_matvecs_q8(dtype: str):
         score = [g.state("score", (3, 2, 1))] if kind == "expert_sum_q8" else []
         y, = g.op(kind, *x, w, expert, *score, dtype=dtype)
         yield label, g.graph(_biased(g, y, expert, score, after)), {**feeds, "expert": ints(3, 0, 1, 4, 3, 3).reshape(3, 2)}
+
+
+@of("expert_tiles_q8")
+def expert_tiles_q8(dtype: str):
+    for label, kind, shape, layout, attrs, after in (
+            ("norm, gated", "expert_matmul_q8", (21, 2, 64), "q4_0", {"eps": 1e-5}, "gated"),
+            ("a row a choice", "expert_matmul_q8", (11, 3, 256), "q6_k", {}, ""),
+            ("sum, scored", "expert_sum_q8", (33, 1, 96), "q8_0", {}, "residual")):
+        g, (tokens, choices, columns) = Builder(), shape
+        x, feeds = rounded(g, (tokens, columns) if "eps" in attrs else shape)
+        w, expert = g.weight("w", (5, 22, columns), layout=layout), g.state("expert", (tokens, choices), "i32")
+        score = [g.state("score", (tokens, choices, 1))] if kind == "expert_sum_q8" else []
+        y, = g.op(kind, *x, w, expert, *score, dtype=dtype, **attrs)
+        chosen = (np.arange(tokens * choices).reshape(tokens, choices) * 3 % 5).astype(np.int32)
+        yield label, g.graph(_after(g, y, after)), {**feeds, "expert": np.where(chosen == 2, 0, chosen)}     # one expert without tokens
 
 
 # Attention.

@@ -12,6 +12,7 @@ from tilewright import testing
 from tilewright.compiler.builder import Builder
 from tilewright.compiler.device import shipped_devices
 from tilewright.compiler.kernel import Site
+from tilewright.compiler.ops import OPS
 from tilewright.compiler.passes.tiling import candidates
 from tilewright.templates import KERNELS
 
@@ -132,12 +133,42 @@ def test_expert_tiles_when_all_tokens_agree(gpu, device):
     check(gpu, device, graph, "expert_tiles", feeds, limit=3)
 
 
+def rounded_choice(tokens, choices, experts, n, blocks, layout, eps, own, epilogue):
+    """A graph of one expert_matmul_q8, or with one choice an expert_sum_q8, and its feeds; as `choose`."""
+    b, rng = Builder(), np.random.default_rng(tokens)
+    rows = (tokens, choices) if own else (tokens,)
+    integers, scales = OPS["quantize"].reference(rng.standard_normal((*rows, 32 * blocks)).astype(np.float32))
+    x = b.state("x", integers.shape, "u32"), b.state("scales", scales.shape)
+    w, expert = b.weight("w", (experts, n, 32 * blocks), layout=layout), b.state("expert", (tokens, choices), "i32")
+    kind = "expert_sum_q8" if own and choices == 1 else "expert_matmul_q8"
+    graph = b.graph(finished(b, *b.op(kind, *x, w, expert, **({"eps": 1e-5} if eps else {})), epilogue))
+    chosen = rng.integers(0, experts, (tokens, choices)).astype(np.int32)
+    return graph, testing.random_feeds(graph) | {"x": integers, "scales": scales, "expert": chosen}
+
+
+@few
+@given(st.integers(2, 60), st.integers(1, 4), st.integers(1, 12), st.integers(1, 40), st.integers(1, 5),
+       st.sampled_from(("q4_0", "q8_0", "q5_1", "mxfp4", "i4z_g32")), st.booleans(), st.booleans(), st.sampled_from(("none", "pairs")))
+def test_expert_tiles_of_rounded_rows(gpu, device, tokens, choices, experts, half, blocks, layout, eps, own, epilogue):
+    graph, feeds = rounded_choice(tokens, choices, experts, 2 * half, blocks, layout, eps, own, epilogue)
+    check(gpu, device, graph, "expert_tiles_q8", feeds, limit=2)
+
+
+@few
+@given(st.integers(1, 40), st.integers(1, 9), st.integers(1, 50), st.booleans(), st.sampled_from(("none", "bias", "residual")))
+def test_sum_choices(gpu, device, tokens, choices, columns, scored, epilogue):
+    b = Builder()
+    score = [b.state("score", (tokens, choices))] if scored else []
+    check(gpu, device, b.graph(finished(b, b.sum_choices(b.state("x", (tokens, choices, columns)), *score), epilogue)), "sum_choices")
+
+
 @pytest.mark.parametrize(("kernel", "graph", "feeds"), [
     ("matmul", project((19,), 34, 40, "bf16", epilogue="bias"), None),
     ("matvec", project((2,), 34, 40, "bf16", epilogue="residual", norm=True), None),
     ("expert_matvec", *choose(3, 2, 4, 18, 24, scored=True)),
     ("expert_tiles", *choose(13, 2, 4, 18, 24, scored=True)),
-], ids=["matmul", "matvec", "expert_matvec", "expert_tiles"])
+    ("expert_tiles_q8", *rounded_choice(13, 2, 4, 18, 2, "q4_0", True, False, "pairs")),
+], ids=["matmul", "matvec", "expert_matvec", "expert_tiles", "expert_tiles_q8"])
 def test_every_schedule(gpu, device, kernel, graph, feeds):
     check(gpu, device, graph, kernel, feeds)
 

@@ -11,13 +11,14 @@ from tilewright.compiler.device import shipped_devices
 from tilewright.compiler.ir import Graph, GraphError, Op
 from tilewright.compiler.kernel import Site
 from tilewright.compiler.liveness import drop_dead
-from tilewright.compiler.ops import OPS, assemble, evaluate, evaluate_op, step
+from tilewright.compiler.ops import OPS, evaluate, evaluate_op, step
 from tilewright.compiler.passes.cut import cut_caches, cut_weights
 from tilewright.compiler.passes.fusion import fuse
 from tilewright.compiler.passes.memory import Memory, Place, check, place
 from tilewright.compiler.passes.simplify import simplify
 from tilewright.compiler.passes.tiling import candidates, tile
 from tilewright.compiler.pipeline import compile_graphs, run_stages
+from tilewright.compiler.sources import assemble
 from tilewright.compiler.text import read, show
 from tilewright.compiler.verify import verify
 from tilewright.frontends.checkpoint import open_checkpoint

@@ -9,6 +9,7 @@ import pytest
 import tilewright
 import tint
 from cases import Case, cases
+from tilewright import requantization
 from tilewright.api import compile_for
 from tilewright.compiler.codegen import Shader, enables, module_text, render
 from tilewright.compiler.device import Device, shipped_devices
@@ -61,6 +62,12 @@ def assert_accepted(modules: dict[str, str], pipelines: tuple[str, ...] = ()) ->
 
 def test_every_kernel_has_a_case():
     assert {case.kernel for case in cases()} == KERNELS.keys()
+
+
+@browser
+def test_encoders():
+    assert_accepted({f"{layout} from {source}": requantization.shader(layout, source)
+                     for layout in requantization.ENCODERS for source in requantization.SOURCES.values()})
 
 
 @browser

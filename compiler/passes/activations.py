@@ -12,17 +12,15 @@ from ..liveness import drop_dead
 from ..ops import infer
 
 PROJECTIONS = ("matmul", "expert_matmul", "expert_sum")
-ROWS = 8        # of experts: for more, tiles of numbers are all there is
 
 
 def round_activations(graph: Graph) -> Graph:
-    """Every projection whose weight's layout has integer dot products; those of experts only for few rows."""
+    """Every projection whose weight's layout has integer dot products."""
     values, ops, rounded = dict(graph.values), list[Op](), dict[str, tuple[str, ...]]()
     norms = {op.outputs[0]: op for op in graph.ops if op.kind == "rms_norm"}
     for op in graph.ops:
         x = op.inputs[0] if op.inputs else ""
-        fitting = op.kind == "matmul" or (op.kind in PROJECTIONS and values[x].shape[0] <= ROWS)
-        if not fitting or LAYOUTS[values[op.inputs[1]].layout].dot is None:
+        if op.kind not in PROJECTIONS or LAYOUTS[values[op.inputs[1]].layout].dot is None:
             ops.append(op)
             continue
         if x not in rounded:
