@@ -15,7 +15,7 @@ from gguf import GGMLQuantizationType as Kind
 from gguf_gemma_phi_gpt_oss import write_family
 from tilewright import CheckpointError
 from tilewright.api import plan_for, record_of
-from tilewright.compiler.assembly import build_package
+from tilewright.compiler.assembly import Variant, build_package
 from tilewright.compiler.pipeline import compile_graphs
 from tilewright.frontends.checkpoint import Tensor, open_checkpoint
 from tilewright.frontends.gguf_config import config_of
@@ -138,7 +138,7 @@ def test_weights_and_caches_in_pieces(name, gpu):
     device = replace(device, limits={**device.limits, "max_storage_buffer_binding_size": 16384})
     checkpoint = open_checkpoint(DATA / "truth" / name)
     low = lower(checkpoint, replace(plan_for(checkpoint, device, 256, "f32", "f32"), prefill=(8, 16)))
-    package = build_package(compile_graphs(low.graphs, device, KERNELS), device, low.model, low.leaf)
+    package = build_package([Variant(compile_graphs(low.graphs, device, KERNELS), device, low.model)], low.leaf)
     assert any(s.endswith(".keys.1") for s in package.manifest["states"]) and any(".rows" in w for w in package.manifest["weights"])
     model = Model(package, GpuPlayer(package, gpu), None)
     assert np.abs(model.logits(IDS[name]) - np.load(DATA / "truth" / name / "truth.npz")["logits"]).max() <= 1e-3
