@@ -545,4 +545,4 @@ def assemble(name: str, values: Mapping[str, Value], leaf: Callable[[str], np.nd
     raise ValueError(f"%{name} has an unknown source {how}; known: concat, interleave, rows")
 
 
-from . import elementwise_ops, tensor_ops  # noqa: E402, F401: these add their ops to the table
+from . import elementwise_ops, tensor_ops  # noqa: E402, F401   these add their ops to the table
