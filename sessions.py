@@ -3,15 +3,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from .compiler.assembly import Variant, build_package
 from .compiler.device import REFERENCE, Device
-from .compiler.ir import Graph
+from .compiler.ir import Graph, GraphError
 from .compiler.package import Package, open_package
 from .compiler.pipeline import compile_graphs
+from .compiler.standalone import standalone
 from .frontends.checkpoint import CheckpointError
 from .frontends.onnx import NeedsValue, lower_onnx
 from .frontends.onnx_file import DTYPES, check_model, is_onnx, open_model
@@ -146,18 +148,38 @@ def parse_shapes(texts: Sequence[str]) -> dict[str, list[int]]:
     return found
 
 
+def compile_graph(graph: Graph, device: Device, weights: Mapping[str, np.ndarray]) -> Package:
+    """The package of a graph, with these arrays as its weights, in any float dtype or as their layouts store them (uint8).
+
+    Raises GraphError for graphs that do not hold together, and for weights that are missing or do not fit."""
+    needed = {n for op in graph.ops for n in op.inputs if graph.values[n].role == "weight"}
+    if missing := sorted(needed - weights.keys()):
+        raise GraphError(f"the graph needs {len(needed)} weights, and {', '.join(missing)} {'are' if len(missing) > 1 else 'is'} missing")
+    for name in sorted(needed):
+        shape = graph.values[name].shape
+        if weights[name].shape != shape and weights[name].dtype != np.uint8:
+            raise GraphError(f"the weight %{name} has the shape {list(weights[name].shape)} where the graph needs {list(shape)}")
+    whole, described = standalone(graph)
+    compiled = compile_graphs({PROGRAM: whole}, device, {} if device is REFERENCE else KERNELS)
+    return build_package(compiled, device, described, weights.__getitem__)
+
+
 def is_tensors(package: Package) -> bool:
     """Whether a package is a graph of tensors rather than a language model."""
     return "outputs" in package.manifest["model"]
 
 
-def session(source: Any, device: str = "auto") -> Session:
-    """Open an ONNX file, an onnx.ModelProto, or a package that was compiled from one, to run with arrays.
+def session(source: Any, device: str = "auto", weights: Mapping[str, np.ndarray] = MappingProxyType({})) -> Session:
+    """Open an ONNX file, an onnx.ModelProto, a package that was compiled from one, or a Graph, to run with arrays.
 
-    device: "auto", a part of an adapter's name, or "reference" (numpy). Floats compute in float32, integers in 32 bits.
-    Raises CheckpointError when the file is not whole, PackageError when the package is not.
+    device: "auto", a part of an adapter's name, or "reference" (numpy). weights: those of a Graph by name, whose states start as zeros
+    and are kept from run to run. Floats compute in float32, integers in 32 bits.
+    Raises CheckpointError when the file is not whole, PackageError when the package is not, GraphError when the graph or a weight is not.
     """
     model: Any
+    if isinstance(source, Graph):
+        gpu = open_gpu(device)
+        return Session(compile_graph(source, record_of(gpu), weights), "the graph", gpu, record_of(gpu))
     where = str(source) if isinstance(source, (str, Path)) else "the model"
     if not isinstance(source, (str, Path)):
         check_model(source, where)

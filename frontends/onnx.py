@@ -21,6 +21,7 @@ from . import (  # noqa: F401   these enter their operators
 )
 from .onnx_file import onnx_library, ordered
 from .onnx_graph import Lowering, NeedsValue
+from .onnx_rows import as_rows
 from .onnx_tensors import Shape
 
 
@@ -45,7 +46,7 @@ def lower_onnx(model: Any, where: str, shapes: Mapping[str, Shape], feeds: Mappi
         lowering = Lowering(model, where)
         try:
             graph, described = lowering.run(shapes, {n: feeds[n] for n in static})
-            return LoweredOnnx(graph, lowering.leaves, described, static)
+            return LoweredOnnx(as_rows(graph), lowering.leaves, described, static)
         except NeedsValue as error:
             if not error.origins - static or error.origins - feeds.keys():
                 raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 import numpy as np
 
 from .onnx_graph import Lowering, Node, Results, operator
-from .onnx_tensors import Tensor, known
+from .onnx_tensors import Tensor
 
 
 @operator("Attention")
@@ -15,20 +15,43 @@ def attention(g: Lowering, n: Node) -> Results:
     if not _fits(n, q, k, v, heads, shared):
         return g.standard(n)
     flat = len(q.shape) == 3
-    q, k, v = (_split(g, x, count) if flat else x for x, count in ((q, heads), (k, shared), (v, shared)))
-    batch, _, count, dim = q.shape
-    past, values = n.optional(4), n.optional(5)
-    before = past.shape[2] if past is not None else 0
-    if past is not None and values is not None:
-        k, v = g.concat([past, k], 2), g.concat([values, v], 2)
-    rows = g.reshape(g.transpose(q, (0, 2, 1, 3)), (batch * count, heads, dim))
+    batch, count, dim = q.shape[0], q.shape[-2], q.shape[2] // heads if flat else q.shape[3]
+    rows = g.reshape(q if flat else g.transpose(q, (0, 2, 1, 3)), (batch * count, heads, dim))
+    before, seen = n.optional(4), k.shape[-2] + (n.input(4).shape[2] if n.optional(4) else 0)
+    if flat and before is None and not n.wants(1) and not n.wants(2):
+        k, v = (_cached(g, x, shared) for x in (k, v))
+    else:
+        k, v = ((_split(g, x, shared) if flat else x) for x in (k, v))
+        k, v = (x if past is None else g.concat([past, x], 2) for x, past in ((k, before), (v, n.optional(5))))
     causal, left = bool(n.attr("is_causal", 0)), int(n.attr("left_window_size", -1))
-    places = np.tile(np.arange(before, before + count) if causal else np.full(count, k.shape[2] - 1), batch)
-    y = g.make("attention", rows, k, v, known(places.astype(np.int32)), known(np.repeat(np.arange(batch), count).astype(np.int32)),
-               scale=float(n.attr("scale") or dim**-0.5), cap=float(n.attr("softcap", 0.0)), sequence=batch == 1 and causal,
+    places = np.arange(count) + (0 if before is None else before.shape[2]) if causal else np.full(count, seen - 1)
+    y = g.make("attention", rows, k, v, *_places(g, places, batch), scale=float(n.attr("scale") or dim**-0.5),
+               cap=float(n.attr("softcap", 0.0)), sequence=batch == 1 and causal,
                mask="sliding" if left >= 0 else "full", window=left + 1 if left >= 0 else 0)
     y = g.reshape(y, (batch, count, heads * dim))
     return [y if flat else g.transpose(g.reshape(y, (batch, count, heads, dim)), (0, 2, 1, 3)), k, v]
+
+
+def _cached(g: Lowering, x: Tensor, heads: int) -> Tensor:
+    """Keys or values [batch, rows, heads * dim], written to a cache as a decoder's are, straight from its projection."""
+    batch, rows, width = x.shape
+    shape = (batch, heads, rows, width // heads)
+    state = Tensor(shape, x.dtype, g.state(f"cache.{g.count('cache')}", shape))
+    return g.make("cache_write", state, g.reshape(x, (batch * rows, heads, width // heads)), *_places(g, np.arange(rows), batch))
+
+
+def _places(g: Lowering, places: np.ndarray, batch: int) -> tuple[Tensor, Tensor]:
+    """The position of each row, the same in every sequence, and its sequence."""
+    return _weight(g, "position", np.tile(places, batch).astype(np.int32)), _weight(g, "slot", np.repeat(np.arange(batch), len(places)).astype(np.int32))
+
+
+def _weight(g: Lowering, what: str, numbers: np.ndarray) -> Tensor:
+    """Numbers as a weight, one for all that are alike and mean the same."""
+    def make() -> Tensor:
+        name = f"w.{len(g.leaves)}"
+        g.leaves[name] = numbers
+        return Tensor(numbers.shape, numbers.dtype.name, g.weight(name, numbers.shape, "i32" if numbers.dtype == np.int32 else "f32"))
+    return g.shared((what, numbers.shape, numbers.dtype.str, numbers.tobytes()), make)
 
 
 def _fits(n: Node, q: Tensor, k: Tensor, v: Tensor, heads: int, shared: int) -> bool:
@@ -68,10 +91,12 @@ def rotary(g: Lowering, n: Node) -> Results:
         batch, _, count, dim = x.shape
         rows = g.reshape(g.transpose(x, (0, 2, 1, 3)), (batch * count, heads, dim))
     if ids is None:
-        position = known(np.broadcast_to(np.arange(len(table)).reshape(-1, count), (batch, count)).reshape(-1).astype(np.int32))
+        position = _weight(g, "position", np.broadcast_to(np.arange(len(table)).reshape(-1, count), (batch, count)).reshape(-1).astype(np.int32))
+    elif ids.array is not None:
+        position = _weight(g, "position", np.broadcast_to(ids.array, (batch, count)).reshape(-1).astype(np.int32))
     else:
         position = g.reshape(g.expand(ids, (batch, count)), (batch * count,))
-    y = g.make("rope", rows, known(table), position, interleaved=bool(n.attr("interleaved", 0)))
+    y = g.make("rope", rows, _weight(g, "table", table.astype(np.float32)), position, interleaved=bool(n.attr("interleaved", 0)))
     if flat:
         return g.reshape(y, x.shape)
     return g.transpose(g.reshape(y, (batch, count, heads, x.shape[3])), (0, 2, 1, 3))

@@ -6,7 +6,8 @@ once, in numpy; so shapes that are computed in the graph end as numbers. Floats 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -73,7 +74,20 @@ class Tensors(Builder):
     def __init__(self) -> None:
         super().__init__()
         self.leaves: dict[str, np.ndarray] = {}
+        self._shared: dict[object, Tensor] = {}
+        self._counts: Counter[str] = Counter()
         self._declared: dict[int, tuple[np.ndarray, str]] = {}
+
+    def shared(self, key: object, make: Callable[[], Tensor]) -> Tensor:
+        """What was made for a key before, or is made now."""
+        if key not in self._shared:
+            self._shared[key] = make()
+        return self._shared[key]
+
+    def count(self, what: str) -> int:
+        """0, 1, 2, …"""
+        self._counts[what] += 1
+        return self._counts[what] - 1
 
     def value_of(self, x: Tensor, why: str) -> np.ndarray:
         """The elements of a tensor that decides a shape. Raises NeedsValue where they are not known."""
