@@ -1,12 +1,16 @@
 """A llama as exporters write it (tests/export_onnx.py): after rewriting it consists of a decoder's operators and computes the truth."""
 from __future__ import annotations
 
+import re
+import warnings
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 import tilewright
+from onnx.backend.test.loader import load_model_tests
 from onnx.reference import ReferenceEvaluator
 from onnx_graphs import OPSET, Written, kinds
 from tilewright.api import compile_for, record_of
@@ -18,6 +22,7 @@ DATA = Path(__file__).parent / "data"
 EXPORTS = sorted((DATA / "onnx").glob("llama-*.onnx"))
 GATED = {"SwiGLU": 4} if OPSET >= 28 else {"Swish": 4, "Mul": 4}
 DECODER = {"Gather": 1, "RMSNormalization": 9, "MatMul": 29, "RotaryEmbedding": 8, "Attention": 4, "Add": 8, **GATED}
+RECOGNISED = {"Attention", "RotaryEmbedding", "RMSNormalization", "LayerNormalization", "Swish", "SwiGLU", "Gelu"}
 
 
 @pytest.fixture(scope="module")
@@ -128,3 +133,22 @@ def test_batches_windows_and_positions(interleaved, batch, window, positions, gp
             "heads", "attention", "attention_split", "attention_merge", "elements", "map"}
     finally:
         session.close()
+
+
+def test_what_the_standard_takes_apart_is_put_together_again():
+    """ONNX's own test cases of function bodies: where something is recognised in one, it gives what the case asks for."""
+    found = Counter()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made = re.compile("(attention|rotary|rms_norm|swi|layer_norm|gelu).*_expanded")
+        cases = [c for c in load_model_tests(kind="node") if made.search(c.name)]
+    for case in cases:
+        after = rewrite(case.model)
+        if after is case.model:
+            continue
+        found.update(kinds(after).keys() & RECOGNISED)
+        for inputs, outputs in case.data_sets:
+            got = ReferenceEvaluator(after).run(None, dict(zip((v.name for v in case.model.graph.input), inputs)))
+            for have, want in zip(got, outputs):
+                np.testing.assert_allclose(np.asarray(have, np.float64), np.asarray(want, np.float64), rtol=2e-3, atol=1e-4, err_msg=case.name)
+    assert found.keys() >= {"Attention", "RotaryEmbedding", "RMSNormalization", "Swish"}, found
