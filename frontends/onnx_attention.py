@@ -17,17 +17,19 @@ def attention(g: Lowering, n: Node) -> Results:
     flat = len(q.shape) == 3
     batch, count, dim = q.shape[0], q.shape[-2], q.shape[2] // heads if flat else q.shape[3]
     rows = g.reshape(q if flat else g.transpose(q, (0, 2, 1, 3)), (batch * count, heads, dim))
-    before, seen = n.optional(4), k.shape[-2] + (n.input(4).shape[2] if n.optional(4) else 0)
+    before = n.optional(4)
+    start = before.shape[2] if before is not None else 0
+    seen = k.shape[-2] + start
     if flat and before is None and not n.wants(1) and not n.wants(2):
         k, v = (_cached(g, x, shared) for x in (k, v))
     else:
         k, v = ((_split(g, x, shared) if flat else x) for x in (k, v))
         k, v = (x if past is None else g.concat([past, x], 2) for x, past in ((k, before), (v, n.optional(5))))
     causal, left = bool(n.attr("is_causal", 0)), int(n.attr("left_window_size", -1))
-    places = np.arange(count) + (0 if before is None else before.shape[2]) if causal else np.full(count, seen - 1)
+    places = start + np.arange(count) if causal else np.full(count, seen - 1)
+    sliding = {"mask": "sliding", "window": left + 1} if left >= 0 else {}
     y = g.make("attention", rows, k, v, *_places(g, places, batch), scale=float(n.attr("scale") or dim**-0.5),
-               cap=float(n.attr("softcap", 0.0)), sequence=batch == 1 and causal,
-               mask="sliding" if left >= 0 else "full", window=left + 1 if left >= 0 else 0)
+               cap=float(n.attr("softcap", 0.0)), sequence=batch == 1 and (causal or count == 1), **sliding)
     y = g.reshape(y, (batch, count, heads * dim))
     return [y if flat else g.transpose(g.reshape(y, (batch, count, heads, dim)), (0, 2, 1, 3)), k, v]
 
@@ -42,7 +44,8 @@ def _cached(g: Lowering, x: Tensor, heads: int) -> Tensor:
 
 def _places(g: Lowering, places: np.ndarray, batch: int) -> tuple[Tensor, Tensor]:
     """The position of each row, the same in every sequence, and its sequence."""
-    return _weight(g, "position", np.tile(places, batch).astype(np.int32)), _weight(g, "slot", np.repeat(np.arange(batch), len(places)).astype(np.int32))
+    slots = np.repeat(np.arange(batch), len(places))
+    return _weight(g, "position", np.tile(places, batch).astype(np.int32)), _weight(g, "slot", slots.astype(np.int32))
 
 
 def _weight(g: Lowering, what: str, numbers: np.ndarray) -> Tensor:
