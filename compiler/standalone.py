@@ -7,6 +7,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from .indexing import row_major
 from .ir import Graph, GraphError, Op, Value
 from .ops import buffers_of
 
@@ -29,15 +30,28 @@ def standalone(graph: Graph) -> tuple[Graph, dict[str, Any]]:
         value, state = graph.values[name], continued.get(name, name)
         if value.layout != "row":
             raise GraphError(f"the output %{name} is {value}, which is packed; give what is computed from it")
-        if graph.values[state].role != "state" or value.dtype == "f16":
+        if graph.values[state].role == "state" and value.dtype != "f16":
+            names.append(name)
+        else:
             state = f"out.{name}"
-            values[state] = Value(value.shape, "f32" if value.dtype in ("f32", "f16") else value.dtype, "state")
-            ops.append(Op("store", (state, name), (f"{name}.out",)))
-            values[f"{name}.out"] = replace(values[state], role="temp")
-        names.append(ops[-1].outputs[0] if state.startswith("out.") else name)
+            more, made = _given(name, value, state)
+            ops += more
+            values |= made
+            names.append(ops[-1].outputs[0])
         outputs[name] = {"dtype": DTYPES[value.dtype], "shape": list(value.shape), "state": state}
     inputs = {n: {"dtype": DTYPES[v.dtype], "shape": list(v.shape), "state": n} for n, v in graph.role("input").items()}
     return Graph(values, tuple(ops), tuple(names)), {"architecture": "graph", "inputs": inputs, "outputs": outputs}
+
+
+def _given(name: str, value: Value, state: str) -> tuple[list[Op], dict[str, Value]]:
+    """The ops that leave a value in a state of its own, which has rows, and the values of these ops."""
+    shape = value.shape if len(value.shape) > 1 else (1, value.size)
+    kept = Value(shape, "f32" if value.dtype == "f16" else value.dtype, "state")
+    store, made = Op("store", (state, name), (f"{name}.out",)), {state: kept, f"{name}.out": replace(kept, role="temp")}
+    if shape == value.shape:
+        return [store], made
+    seen = Op("view", (name,), (f"{name}.row",), (("shape", shape), ("strides", row_major(shape)), ("offset", 0)))
+    return [seen, replace(store, inputs=(state, f"{name}.row"))], made | {f"{name}.row": replace(value, shape=shape, role="temp", source=())}
 
 
 __all__ = ["standalone"]

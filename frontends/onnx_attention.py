@@ -1,6 +1,8 @@
 """ONNX's attention and rotary embeddings on the fused kernels of decoders, where their shapes fit; elsewhere their standard functions run."""
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from .onnx_graph import Lowering, Node, Results, operator
@@ -27,7 +29,7 @@ def attention(g: Lowering, n: Node) -> Results:
         k, v = (x if past is None else g.concat([past, x], 2) for x, past in ((k, before), (v, n.optional(5))))
     causal, left = bool(n.attr("is_causal", 0)), int(n.attr("left_window_size", -1))
     places = start + np.arange(count) if causal else np.full(count, seen - 1)
-    sliding = {"mask": "sliding", "window": left + 1} if left >= 0 else {}
+    sliding: dict[str, Any] = {"mask": "sliding", "window": left + 1} if left >= 0 else {}
     y = g.make("attention", rows, k, v, *_places(g, places, batch), scale=float(n.attr("scale") or dim**-0.5),
                cap=float(n.attr("softcap", 0.0)), sequence=batch == 1 and (causal or count == 1), **sliding)
     y = g.reshape(y, (batch, count, heads * dim))
