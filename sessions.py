@@ -160,8 +160,7 @@ def compile_graph(graph: Graph, device: Device, weights: Mapping[str, np.ndarray
         if weights[name].shape != shape and weights[name].dtype != np.uint8:
             raise GraphError(f"the weight %{name} has the shape {list(weights[name].shape)} where the graph needs {list(shape)}")
     whole, described = standalone(graph)
-    compiled = compile_graphs({PROGRAM: whole}, device, {} if device is REFERENCE else KERNELS)
-    return build_package(compiled, device, described, weights.__getitem__)
+    return _package(whole, [device], described, weights.__getitem__)
 
 
 def is_tensors(package: Package) -> bool:

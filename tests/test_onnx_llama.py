@@ -94,7 +94,7 @@ def test_an_export_runs_on_the_kernels_of_the_checkpoint(n, program, gpu):
     """Dispatch for dispatch what the same llama takes that was read from its folder; only the embedding is looked up as any tensor is."""
     device = record_of(gpu)
     for path in EXPORTS:
-        ours = dispatches(compile_onnx(path, device, {"input_ids": (1, n)}), "main")
+        ours = dispatches(compile_onnx(path, [device], {"input_ids": (1, n)}), "main")
         package = compile_for(open_checkpoint(DATA / "truth" / "llama"), device, context=n)
         theirs = dispatches(package, program)
         if program == "decode_1":       # whose cache may hold more than its own key, so that its attention is split
@@ -129,7 +129,7 @@ def test_batches_windows_and_positions(interleaved, batch, window, positions, gp
     try:
         (got,) = session.run(g.feeds).values()
         np.testing.assert_allclose(got, want, atol=1e-4)
-        assert set(dispatches(compile_tensors(model, "it", record_of(gpu), {n: a.shape for n, a in g.feeds.items()})[0], "main")) <= {
+        assert set(dispatches(compile_tensors(model, "it", [record_of(gpu)], {n: a.shape for n, a in g.feeds.items()})[0], "main")) <= {
             "heads", "attention", "attention_split", "attention_merge", "elements", "map"}
     finally:
         session.close()
