@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -105,7 +106,8 @@ def demo(device: DeviceName = "auto",
 def compile_(model: ModelPath, output: Annotated[Path, typer.Option("--output", "-o", help="The package to write, NAME.wgpu-llama.")],
              target: Targets = ["auto"], context: Context = None, dtype: Dtype = None, cache: Cache = None,       # noqa: B006
              quantize: Quantize = None,
-             tune: Annotated[bool, typer.Option("--tune", help="First find this GPU's fastest kernels; they are kept.")] = False) -> None:
+             tune: Annotated[bool, typer.Option("--tune", help="First find this GPU's fastest kernels; they are kept.")] = False,
+             shape: Annotated[list[str] | None, typer.Option(metavar="NAME=1,128", help="Of an ONNX input; repeatable.")] = None) -> None:
     """Compile a model into one file that any player can run.
 
     \b
@@ -113,11 +115,12 @@ def compile_(model: ModelPath, output: Annotated[Path, typer.Option("--output", 
     tilewright compile model.gguf -o model.wgpu-llama --target web
     tilewright compile model.gguf -o model.wgpu-llama --target web,nvidia-h200
     tilewright compile path/to/model -o model.wgpu-llama --quantize q4_0,embedding=q8_0 --tune
+    tilewright compile model.onnx -o model.wgpu-llama --shape input_ids=1,128
     """
     if tune:
         from . import measuring
         measuring.tune_first(model, target[0], context, dtype, cache, quantize)
-    pack(model, output, ",".join(target), context, dtype, cache, quantize)
+    pack(model, output, ",".join(target), context, dtype, cache, quantize, shape or ())
 
 
 @app.command()
@@ -369,14 +372,17 @@ def load(path: Path, device: str, context: int | None = None, dtype: str | None 
     return model
 
 
-def pack(model: Path, output: Path, names: str, context: int | None, dtype: str | None, cache: str | None, quantize: str | None) -> None:
+def pack(model: Path, output: Path, names: str, context: int | None, dtype: str | None, cache: str | None, quantize: str | None,
+         shapes: Sequence[str] = ()) -> None:
     """Write a package; a model for the reference device is not compiled."""
     from .api import compile_for, open_checkpoint, targets
     from .compiler.report import amount
     from .runtime.terminal import progress
+    from .sessions import compile_onnx, is_onnx, parse_shapes
     start = time.perf_counter()
     with progress() as show:
-        package = compile_for(open_checkpoint(model), targets(names), context, dtype or "f32", cache, show, quantize)
+        package = compile_onnx(model, targets(names), parse_shapes(shapes)) if is_onnx(model) \
+            else compile_for(open_checkpoint(model), targets(names), context, dtype or "f32", cache, show, quantize)
         package.save(output, lambda done, total: show("writing", done, total))
     made = [f"{len(v['shaders'])} shaders for {v['device']['name']}" for v in package.variants if v["shaders"]]
     typer.echo(f"wrote {output}: {amount(output.stat().st_size)}, {', '.join(made) or 'not compiled'}, "

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -27,6 +27,7 @@ from .runtime.gpu import Gpu
 from .runtime.player import GpuPlayer, ReferencePlayer
 from .runtime.requirements import playable
 from .runtime.tokenizer import Tokenizer
+from .sessions import Session, compile_onnx, is_onnx, is_tensors, session
 from .targets import open_gpu, record_of, targets
 from .templates import KERNELS
 
@@ -52,8 +53,11 @@ def compile(path: str | Path, device: str = "auto", context: int | None = None, 
     ("q4_0,embedding=q8_0", or {"embedding": "q8_0", "*": "q4_0"}: the first pattern that matches counts); routers stay f32.
     batch: sequences that `stream_many` runs at once, each with caches of its own. activations: how quantized weights meet them: rounded to
     8-bit integers by blocks of 32 ("q8") or not ("f32"); by default what the device does faster.
+    An ONNX file of fixed shapes is compiled as it is; the other arguments are for language models.
     Raises CheckpointError, GraphError or DeviceError with one clear sentence.
     """
+    if is_onnx(path):
+        return compile_onnx(path, targets(device))
     return compile_for(open_checkpoint(path), targets(device, activations), context, dtype, cache, progress, quantize, batch=batch)
 
 
@@ -111,9 +115,12 @@ def load(path: str | Path, device: str = "auto", context: int | None = None, dty
     """Load a Hugging Face folder, a GGUF file, or a .wgpu-llama package, and get it ready to generate.
 
     device: "auto", a part of an adapter's name, or "reference" (numpy). context, dtype, cache, quantize, batch and activations as for
-    `compile`; a package has its own. How long what took is in the model's `load_seconds`.
+    `compile`; a package has its own. How long what took is in the model's `load_seconds`. An ONNX file, or a package of one, gives a
+    Session, as `session` does.
     """
     path, stages = Path(path), Stages()
+    if is_onnx(path):
+        return cast(Model, session(path, device))
     read_ahead(path)
     with stages("device"):
         gpu = open_gpu(device)
@@ -122,7 +129,7 @@ def load(path: str | Path, device: str = "auto", context: int | None = None, dty
         if quantize:
             raise PackageError(f"{path} is a package, whose weights have their formats: compile the model again with quantize")
         fitting = partial(_fitting, gpu=gpu, device=record, context=context, dtype=dtype, cache=cache, progress=progress)
-        return _load_package(path, gpu, fitting, progress, stages)
+        return _load_package(path, gpu, record, fitting, progress, stages)
     with stages("open"):
         checkpoint = open_checkpoint(path)
 
@@ -135,10 +142,13 @@ def load(path: str | Path, device: str = "auto", context: int | None = None, dty
     return stages.end(Model(package, player(package), tokenizer, remake))
 
 
-def _load_package(path: Path, gpu: Gpu | None, fitting: Callable[[Package], Package], progress: Progress, stages: Stages) -> Model:
+def _load_package(path: Path, gpu: Gpu | None, device: Device, fitting: Callable[[Package], Package], progress: Progress, stages: Stages) -> Model:
     """Checksums are computed while weights travel; what fails for a damaged file says that it is."""
     with stages("open"):
         whole = open_package(path, checked=False)
+    if is_tensors(whole):
+        whole.check()
+        return cast(Model, Session(whole, str(path), gpu, device))
     with ThreadPoolExecutor(1) as beside:
         checking = beside.submit(whole.check)
         try:
@@ -166,7 +176,7 @@ def _player(gpu: Gpu | None, progress: Progress, package: Package) -> Player:
 
 
 def is_package(path: str | Path) -> bool:
-    return Path(path).is_file() and Path(path).suffix not in (".gguf", ".json")
+    return Path(path).is_file() and Path(path).suffix not in (".gguf", ".json", ".onnx")
 
 
 def _fitting(package: Package, gpu: Gpu | None, device: Device, context: int | None, dtype: str | None, cache: str | None,
@@ -200,4 +210,4 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     return Tokenizer(**vars(read_tokenizer(path)))
 
 
-__all__ = ["compile", "compile_for", "load", "load_tokenizer", "open_gpu", "record_of", "register_model", "targets"]
+__all__ = ["compile", "compile_for", "load", "load_tokenizer", "open_gpu", "record_of", "register_model", "session", "targets"]

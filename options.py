@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="A Hugging Face folder, a GGUF file, or a .wgpu-llama package.")]
+ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="A Hugging Face folder, a GGUF or ONNX file, or a .wgpu-llama package.")]
 DeviceName = Annotated[str, typer.Option("--device", help="auto, a part of an adapter's name, or reference (numpy, slow).")]
 Context = Annotated[int | None, typer.Option(help="Positions for prompt and answer; if not given the model's own, at most 8192.")]
 Dtype = Annotated[str | None, typer.Option(help="How activations are stored: f32 (if not given) or f16.")]

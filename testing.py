@@ -4,6 +4,7 @@ For kernels and models inside and outside this package:
 
     graph = ...                                       # one op, plain or fused (tilewright.Builder writes graphs)
     tilewright.testing.check(gpu, graph, kernel)      # every schedule that fits the device
+    tilewright.testing.check_graph(graph)             # a graph of any ops, compiled as a whole
     tilewright.testing.check_model(gpu, "my-granite", device)       # every op that a model comes to
 """
 from __future__ import annotations
@@ -27,6 +28,7 @@ from .compiler.verify import verify
 from .frontends.checkpoint import open_checkpoint
 from .frontends.lower import Plan, lower
 from .runtime.gpu import Gpu
+from .sessions import session
 from .templates import KERNELS
 
 MARGIN = 4096       # bytes behind every buffer that no kernel may touch: NaN for those who read them, and kept by those who write
@@ -200,4 +202,24 @@ def _same_side(got: np.ndarray, want: np.ndarray, before: np.ndarray, relative: 
     return np.where(turned, want, got) if turned.sum() <= 2 + 127 * relative * (want != before).sum() else got
 
 
-__all__ = ["check", "check_model", "fuse_all", "random_feeds", "run", "schedules"]
+def check_graph(graph: Graph, device: str = "auto", feeds: Mapping[str, np.ndarray] | None = None, tolerance: float = 1e-4) -> dict[str, np.ndarray]:
+    """Compile a whole graph, run it as `tilewright.session` does, and compare all that it gives with numpy. Returns what it gave.
+
+    feeds: inputs and weights by name, random numbers by default (integers zero); states start as zeros. tolerance: of the largest number
+    of an output, or of 1. Raises AssertionError naming the output that is off."""
+    feeds = dict(random_feeds(graph) if feeds is None else feeds)
+    weights = {n: feeds[n] for n in graph.role("weight")}
+    held = {n: _held(v, feeds[n]) if n in feeds and v.role != "state" else np.zeros(v.shape, NUMPY[v.dtype])
+            for n, v in graph.values.items() if v.role != "temp" and not v.source}
+    want, player = evaluate(graph, held), session(graph, device, weights)
+    try:
+        got = player.run({n: feeds[n] for n in graph.role("input")})
+    finally:
+        player.close()
+    for name in graph.outputs:
+        limit = tolerance * max(1.0, float(np.abs(want[name]).max(initial=0)))
+        np.testing.assert_allclose(got[name], want[name], rtol=0, atol=limit, err_msg=f"%{name} = {graph.values[name]} on {device}")
+    return got
+
+
+__all__ = ["check", "check_graph", "check_model", "fuse_all", "random_feeds", "run", "schedules"]

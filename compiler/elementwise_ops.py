@@ -90,6 +90,7 @@ _function("power", """fn power(a: f32, b: f32) -> f32 {
     let whole = round(b);
     if (b == 2.0) { return a * a; }
     if (b == 0.0) { return 1.0; }
+    if (a == 0.0 && b < 0.0) { return infinity(); }
     let size = pow(abs(a), b);
     if (a >= 0.0) { return size; }
     if (whole != b) { return nan(); }
@@ -204,10 +205,12 @@ _function("tanh_", """fn tanh_(a: f32) -> f32 {
 }
 """)
 _define("asinh", "a", "asinh_({0})", np.arcsinh, takes="f32")
+# logarithms are good to 2^-21 only where they are near 0
 _function("log1p_", """fn log1p_(a: f32) -> f32 {
-    let u = 1.0 + a;
-    if (u == 1.0) { return a; }
-    return log(u) * (a / (u - 1.0));
+    if (abs(a) > 0.25) { return log(1.0 + a); }
+    let s = a / (2.0 + a);
+    let z = s * s;
+    return 2.0 * s * (1.0 + z * (0.333333333 + z * (0.2 + z * (0.142857143 + z * 0.111111111))));
 }
 """)
 _function("asinh_", """fn asinh_(a: f32) -> f32 {
@@ -247,10 +250,12 @@ _define("erf", "a", "erf_({0})", lambda a: np.vectorize(math.erf, otypes=[np.flo
 
 # Truth, choices and bits.
 
-for _kind, _sign, _meaning in (("equal", "==", np.equal), ("less", "<", np.less), ("less_equal", "<=", np.less_equal)):
-    _define(_kind, "a b", f"select(0, 1, {{0}} {_sign} {{1}})", _meaning, dtype="i32")
-for _kind, _sign, _meaning in (("bit_and", "&", np.bitwise_and), ("bit_or", "|", np.bitwise_or), ("bit_xor", "^", np.bitwise_xor)):
-    _define(_kind, "a b", f"({{0}} {_sign} {{1}})", _meaning, takes="i32")
+_define("equal", "a b", "select(0, 1, {0} == {1})", np.equal, dtype="i32")
+_define("less", "a b", "select(0, 1, {0} < {1})", np.less, dtype="i32")
+_define("less_equal", "a b", "select(0, 1, {0} <= {1})", np.less_equal, dtype="i32")
+_define("bit_and", "a b", "({0} & {1})", np.bitwise_and, takes="i32")
+_define("bit_or", "a b", "({0} | {1})", np.bitwise_or, takes="i32")
+_define("bit_xor", "a b", "({0} ^ {1})", np.bitwise_xor, takes="i32")
 _define("bit_not", "a", "(~{0})", np.invert, takes="i32")
 # by more than 31, or less than 0, everything is shifted out
 _define("shift_left", "a b", "select({0} << (u32({1}) & 31u), 0, u32({1}) > 31u)",

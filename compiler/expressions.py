@@ -50,6 +50,8 @@ def element(op: Op, args: list[str]) -> str:
 
 def broadcast_index(shape: tuple[int, ...], operand: tuple[int, ...], row: str, col: str) -> str:
     """Where an operand that broadcasts to `shape` keeps the element that `shape` has at (row, col)."""
+    if not shape:
+        return "0u"
     operand = (1,) * (len(shape) - len(operand)) + operand
     lead, terms, stride = operand[:-1], [], 1
     if operand[-1] != 1:

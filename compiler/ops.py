@@ -543,4 +543,3 @@ def buffers_of(graph: Graph) -> dict[str, str]:
     return home
 
 
-from . import elementwise_ops, tensor_ops  # noqa: E402, F401: these add their ops to the table

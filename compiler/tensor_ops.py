@@ -6,6 +6,7 @@ their own: they are index arithmetic in the kernel that reads their result.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -48,7 +49,7 @@ def _view(x: Value, *, shape: Shape, strides: Shape, offset: int = 0) -> Value:
     need(len(shape) == len(strides), f"{list(shape)} and strides {list(strides)} differ in rank")
     ends = [(d - 1) * s for d, s in zip(shape, strides, strict=True)]
     low, high = offset + sum(e for e in ends if e < 0), offset + sum(e for e in ends if e > 0)
-    need(0 <= low and high < x.size, f"elements {low} to {high} are not within {x}")
+    need(low >= 0 and high < x.size, f"elements {low} to {high} are not within {x}")
     return Value(shape, x.dtype)
 
 
@@ -105,7 +106,7 @@ _define("take_along", "x index", _take_along, _take_along_reference)
 
 # Reduced over axes.
 
-REDUCTIONS = {"sum": np.sum, "product": np.prod, "maximum": np.max, "minimum": np.min}
+REDUCTIONS: dict[str, Any] = {"sum": np.sum, "product": np.prod, "maximum": np.max, "minimum": np.min}
 ARGUMENTS = ("argmax", "argmin", "argmax_last", "argmin_last")
 
 
@@ -120,7 +121,7 @@ def _reduce(x: Value, *, axes: Shape, how: str, keep: bool) -> Value:
 def _reduce_reference(x, *, axes, how, keep):
     if how in REDUCTIONS:
         return REDUCTIONS[how](x, axis=axes, keepdims=keep)
-    find = np.argmax if "max" in how else np.argmin
+    find: Any = np.argmax if "max" in how else np.argmin
     found = x.shape[axes[0]] - 1 - find(np.flip(x, axes[0]), axes[0]) if how.endswith("last") else find(x, axes[0])
     return np.expand_dims(found, axes[0]) if keep else found
 
@@ -164,11 +165,12 @@ _define("rank", "x", _rank, _rank_reference, anchor=True)
 
 # Scattered. Every element has one writer that goes through its updates in order, so the result is the same every time.
 
-SCATTERED = {"replace": lambda a, b: b, "sum": np.add, "product": np.multiply, "maximum": np.maximum, "minimum": np.minimum}
+SCATTERED: dict[str, Any] = {"replace": lambda a, b: b, "sum": np.add, "product": np.multiply, "maximum": np.maximum, "minimum": np.minimum}
 
 
 def _scatter(data: Value, target: Value, updates: Value, *, lines: int, how: str) -> Value:
-    need(target.dtype == "i32" and target.size == updates.size and target.size % lines == 0, f"targets {target} do not fit updates {updates} in {lines} lines")
+    need(target.dtype == "i32" and target.size == updates.size and target.size % lines == 0,
+         f"targets {target} do not fit updates {updates} in {lines} lines")
     need(data.dtype == updates.dtype, f"{updates} does not fit {data}")
     need(how in SCATTERED, f"unknown reduction {how}; known: {', '.join(SCATTERED)}")
     return Value(data.shape, data.dtype)

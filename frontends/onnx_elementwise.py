@@ -8,7 +8,7 @@ import numpy as np
 
 from .checkpoint import CheckpointError
 from .onnx_file import DTYPES
-from .onnx_graph import OPERATORS, Lowering, Node, operator
+from .onnx_graph import Lowering, Node, operator
 from .onnx_tensors import NARROW, Tensor, known
 
 UNARY = {"Abs": "absolute", "Neg": "negate", "Sign": "sign", "Floor": "floor", "Ceil": "ceil", "Round": "round", "Sqrt": "sqrt", "Exp": "exp",
@@ -21,11 +21,27 @@ COMPARED = {"Equal": ("equal", False), "Less": ("less", False), "LessOrEqual": (
             "GreaterOrEqual": ("less_equal", True)}
 FOLDED = {"Max": "maximum", "Min": "minimum", "Sum": "add"}
 
-OPERATORS.update({name: lambda g, n, kind=kind: g.each(kind, n.input(0)) for name, kind in UNARY.items()})
-OPERATORS.update({name: lambda g, n, kind=kind: g.each(kind, n.input(0), n.input(1)) for name, kind in BINARY.items()})
-OPERATORS.update({name: lambda g, n, kind=kind, turned=turned: g.each(kind, *((n.input(1), n.input(0)) if turned else (n.input(0), n.input(1))),
-                                                                      dtype="bool") for name, (kind, turned) in COMPARED.items()})
-OPERATORS.update({name: lambda g, n, kind=kind: reduce(lambda a, b: g.each(kind, a, b), [x for x in n.inputs if x]) for name, kind in FOLDED.items()})
+
+@operator(*UNARY)
+def unary(g: Lowering, n: Node):
+    return g.each(UNARY[n.op], n.input(0))
+
+
+@operator(*BINARY)
+def binary(g: Lowering, n: Node):
+    return g.each(BINARY[n.op], n.input(0), n.input(1))
+
+
+@operator(*COMPARED)
+def compared(g: Lowering, n: Node):
+    kind, turned = COMPARED[n.op]
+    a, b = (n.input(1), n.input(0)) if turned else (n.input(0), n.input(1))
+    return g.each(kind, a, b, dtype="bool")
+
+
+@operator(*FOLDED)
+def folded(g: Lowering, n: Node) -> Tensor:
+    return reduce(lambda a, b: g.each(FOLDED[n.op], a, b), [x for x in n.inputs if x])
 
 
 def negated(g: Lowering, x: Tensor) -> Tensor:
@@ -63,7 +79,7 @@ def relu(g: Lowering, n: Node):
 
 @operator("Mean")
 def mean(g: Lowering, n: Node):
-    return scaled(g, OPERATORS["Sum"](g, n), 1 / len(n.inputs))     # type: ignore[arg-type]
+    return scaled(g, reduce(lambda a, b: g.each("add", a, b), [x for x in n.inputs if x]), 1 / len(n.inputs))
 
 
 @operator("Reciprocal")
@@ -178,6 +194,7 @@ def bit_cast(g: Lowering, n: Node):
         return g.each("bits_to_float" if dtype == "float32" else "float_to_bits", x, dtype=dtype, to="f32" if dtype == "float32" else "i32")
     if (x.dtype, dtype) == ("bool", "uint8"):
         return g.cast(x, dtype)
-    if NARROW.get(x.dtype, 32) == NARROW.get(dtype, 32) and "64" not in x.dtype + dtype and not x.floating and "float" not in dtype and "bool" not in (x.dtype, dtype):
+    whole = not any(word in x.dtype + dtype for word in ("64", "float", "bool"))
+    if whole and NARROW.get(x.dtype, 32) == NARROW.get(dtype, 32):
         return g.cast(x, dtype)
     raise CheckpointError(f"a BitCast from {x.dtype} to {dtype} is not supported")

@@ -15,7 +15,7 @@ DTYPES: dict[int, np.dtype] = {n: np.dtype(t) for n, t in {
     1: np.float32, 2: np.uint8, 3: np.int8, 4: np.uint16, 5: np.int16, 6: np.int32, 7: np.int64, 9: np.bool_, 10: np.float16, 11: np.float64,
     12: np.uint32, 13: np.uint64, 16: ml_dtypes.bfloat16, 17: ml_dtypes.float8_e4m3fn, 18: ml_dtypes.float8_e4m3fnuz,
     19: ml_dtypes.float8_e5m2, 20: ml_dtypes.float8_e5m2fnuz, 21: ml_dtypes.uint4, 22: ml_dtypes.int4}.items()}
-OLDEST = 13     # opset; older models are read where their operators have not changed since
+OLDEST = 7      # opset; before it operators broadcast otherwise
 
 
 def onnx_library() -> Any:
@@ -58,7 +58,10 @@ def check_model(model: Any, where: str) -> None:
     for opset in model.opset_import:
         newest = onnx_library().defs.onnx_opset_version()
         if opset.domain in ("", "ai.onnx") and opset.version > newest:
-            raise CheckpointError(f"{where} is written for opset {opset.version}, but the installed onnx package knows up to {newest}: pip install -U onnx")
+            raise CheckpointError(f"{where} is written for opset {opset.version}, but the installed onnx package knows up to {newest}: "
+                                  "pip install -U onnx")
+        if opset.domain in ("", "ai.onnx") and opset.version < OLDEST:
+            raise CheckpointError(f"{where} is written for opset {opset.version}; convert it to {OLDEST} or above with onnx.version_converter")
     for tensor in model.graph.initializer:
         if tensor.data_type not in DTYPES:
             raise CheckpointError(f"{where}: initializer {tensor.name} has the unknown element type {tensor.data_type}")
@@ -66,6 +69,11 @@ def check_model(model: Any, where: str) -> None:
         kind = value.type
         if kind.HasField("tensor_type") and kind.tensor_type.elem_type not in (0, *DTYPES):
             raise CheckpointError(f"{where}: {value.name} has the unsupported element type {type_name(kind.tensor_type.elem_type)}")
+
+
+def named(node: Any) -> str:
+    """A node as errors call it."""
+    return f"{node.op_type} {node.name}".strip()
 
 
 def type_name(number: int) -> str:
@@ -80,12 +88,13 @@ def ordered(nodes: Iterable[Any], known: set[str], where: str) -> list[Any]:
     """Nodes in an order in which every input is made before it is read; as they stand if that is one.
 
     Raises CheckpointError for a cycle, and for an input that nothing makes."""
-    left, done, found = list(nodes), set(known) | {""}, []
+    left, done = list(nodes), set(known) | {""}
+    found: list[Any] = []
     makers = {name for node in left for name in node.output}
     reads = {id(node): {*node.input, *outer_names(node)} for node in left}
     for node in left:
         if missing := [n for n in node.input if n not in done and n not in makers]:
-            raise CheckpointError(f"{where}: {node.op_type} {node.name} reads {missing[0]}, which nothing makes")
+            raise CheckpointError(f"{where}: {named(node)} reads {missing[0]}, which nothing makes")
     while left:
         ready, waiting = [], []
         for node in left:
@@ -95,7 +104,7 @@ def ordered(nodes: Iterable[Any], known: set[str], where: str) -> list[Any]:
             else:
                 waiting.append(node)
         if not ready:
-            raise CheckpointError(f"{where} is cyclic: {left[0].op_type} {left[0].name} needs its own result, {left[0].output[0]}")
+            raise CheckpointError(f"{where} is cyclic: {named(left[0])} needs its own result, {left[0].output[0]}")
         found, left = found + ready, waiting
     return found
 

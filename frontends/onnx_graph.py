@@ -6,7 +6,7 @@ by the function that the standard defines it as, or that the model brings.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,7 @@ class Node:
     opset: int
     scope: dict[str, Tensor | None]
     proto: Any
+    opsets: Mapping[str, int] = field(default_factory=dict)
 
     def attr(self, name: str, default: Any = None) -> Any:
         return self.attributes.get(name, default)
@@ -78,17 +79,17 @@ class Lowering(Tensors):
         inputs: dict[str, Any] = {}
         for value in graph.input:
             if value.name not in scope:
-                scope[value.name] = self._input(value, len(inputs), shapes, static)
-                inputs[value.name] = self._entry(scope[value.name], f"in.{len(inputs)}", value.name in static)
+                scope[value.name] = tensor = self._input(value, len(inputs), shapes, static)
+                inputs[value.name] = self._entry(tensor, f"in.{len(inputs)}", value.name in static)
         self.lower_nodes(ordered(graph.node, set(scope), self.where), scope, self.opsets)
         outputs, names = {}, []
         for i, value in enumerate(graph.output):
-            tensor = scope.get(value.name)
-            if tensor is None:
+            made = scope.get(value.name)
+            if made is None:
                 raise CheckpointError(f"{self.where}: nothing makes the output {value.name}")
-            outputs[value.name] = self._entry(tensor, f"out.{i}", False)
-            if tensor.size:
-                names.append(self._output(tensor, i))
+            outputs[value.name] = self._entry(made, f"out.{i}", False)
+            if made.size:
+                names.append(self._output(made, i))
         return self.graph(*names), {"architecture": "onnx", "inputs": inputs, "outputs": outputs}
 
     def _entry(self, tensor: Tensor, state: str, static: bool) -> dict[str, Any]:
@@ -118,7 +119,7 @@ class Lowering(Tensors):
             domain = "" if proto.domain == "ai.onnx" else proto.domain
             attributes = {a.name: self._attribute(a) for a in proto.attribute}
             node = Node(proto.op_type, tuple(scope[n] if n else None for n in proto.input), tuple(proto.output), attributes,
-                        opsets.get(domain, opsets.get("", 1)), scope, proto)
+                        opsets.get(domain, opsets.get("", 1)), scope, proto, opsets)
             try:
                 made = self._lower(node, domain)
             except NeedsValue:
@@ -148,6 +149,10 @@ class Lowering(Tensors):
                 return folded
         if domain in STANDARD and node.op in OPERATORS:
             return OPERATORS[node.op](self, node)
+        return self.standard(node, domain)
+
+    def standard(self, node: Node, domain: str = "") -> Results:
+        """An operator by the function that the standard defines it as."""
         function, defaults = self._standard_function(node, domain)
         if function is None:
             raise CheckpointError(f"{self.where} uses {self._unknown()}, which Tilewright does not know")
@@ -199,7 +204,8 @@ class Lowering(Tensors):
         types = [onnx.TypeProto() if x is None else onnx.helper.make_tensor_type_proto(element_number(x.dtype), x.shape) for x in node.inputs]
         versions = schema.context_dependent_function_opset_versions
         version = max((v for v in versions if v <= node.opset), default=min(versions))
-        body = schema.get_context_dependent_function_with_opset_version(version, node.proto.SerializeToString(), [t.SerializeToString() for t in types])
+        body = schema.get_context_dependent_function_with_opset_version(version, node.proto.SerializeToString(),
+                                                                        [t.SerializeToString() for t in types])
         return onnx.FunctionProto.FromString(body), defaults
 
     def _unknown(self) -> str:

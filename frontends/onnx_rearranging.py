@@ -5,8 +5,8 @@ import math
 
 import numpy as np
 
+from ..compiler.indexing import row_major
 from .checkpoint import CheckpointError
-from .onnx_elementwise import negated
 from .onnx_graph import Lowering, Node, operator
 from .onnx_tensors import Tensor, known
 
@@ -110,7 +110,7 @@ def constant_of_shape(g: Lowering, n: Node):
 def eye_like(g: Lowering, n: Node):
     from .onnx_file import DTYPES
     x = n.input(0)
-    return known(np.eye(*x.shape, k=n.attr("k", 0)), DTYPES[n.attr("dtype")].name if n.attr("dtype") else x.dtype)
+    return known(np.eye(x.shape[0], x.shape[1], k=n.attr("k", 0)), DTYPES[n.attr("dtype")].name if n.attr("dtype") else x.dtype)
 
 
 @operator("Range")
@@ -236,12 +236,18 @@ def gather_elements(g: Lowering, n: Node):
     return g.make("take_along", x, index, axis=axis_of(n, len(x.shape)))
 
 
+def from_end(g: Lowering, index: Tensor, count: int) -> Tensor:
+    """Indices below 0 as they count from the front."""
+    return g.each("where", g.each("less", index, g.scalar(0, index), dtype="bool"), g.each("add", index, g.scalar(count, index)), index,
+                  dtype=index.dtype)
+
+
 def flat_index(g: Lowering, index: Tensor, dims: tuple[int, ...]) -> Tensor:
     """Indices [..., k] into the first k axes as one into all of these together."""
     total = None
     for k, d in enumerate(dims):
         part = g.reshape(g.slice(index, len(index.shape) - 1, k, 1), index.shape[:-1])
-        part = g.each("where", g.each("less", part, g.scalar(0, part), dtype="bool"), g.each("add", part, g.scalar(d, part)), part, dtype=part.dtype)
+        part = from_end(g, part, d)
         part = g.each("mul", part, g.scalar(math.prod(dims[k + 1:]), part))
         total = part if total is None else g.each("add", total, part)
     assert total is not None
@@ -266,7 +272,7 @@ def one_hot(g: Lowering, n: Node):
     depth = int(g.value_of(n.input(1), "the depth of a OneHot").reshape(-1)[0])
     axis = int(n.attr("axis", -1)) % (len(index.shape) + 1)
     index = g.cast(index, "int32")
-    index = g.each("where", g.each("less", index, g.scalar(0, index), dtype="bool"), g.each("add", index, g.scalar(depth, index)), index, dtype="int32")
+    index = from_end(g, index, depth)
     wide = (*index.shape[:axis], depth, *index.shape[axis:])
     index = g.expand(g.reshape(index, (*index.shape[:axis], 1, *index.shape[axis:])), wide)
     hit = g.each("equal", index, g.iota(wide, axis), dtype="bool")
@@ -282,7 +288,7 @@ def compress(g: Lowering, n: Node):
     return g.take(x, known(chosen.astype(np.int32)), axis_of(n, len(x.shape)) if n.attr("axis") is not None else 0)
 
 
-@operator("NonZero", "Unique", "NonMaxSuppression")
+@operator("NonZero", "Unique", "NonMaxSuppression", "MelWeightMatrix")
 def counted(g: Lowering, n: Node):
     """Operators whose result's size depends on contents: these are taken as fixed, and numpy computes them."""
     for x in n.inputs:
@@ -297,17 +303,9 @@ def scattered(g: Lowering, data: Tensor, target: Tensor, updates: Tensor, lines:
     """A copy of data with updates in it; target: where each goes, by elements of the whole."""
     if not updates.size:
         return data
-    copied = g.make("view", data, shape=data.shape, strides=tuple(math.prod(data.shape[k + 1:]) for k in range(len(data.shape)))) \
-        if not data.known else _copied(g, data)
-    made = g.op("scatter", copied.name, g.named(target), g.named(updates), lines=lines, how=how)[0]
+    copied = g.op("view", g.named(data), shape=data.shape, strides=row_major(data.shape))[0]
+    made = g.op("scatter", copied, g.named(target), g.named(updates), lines=lines, how=how)[0]
     return Tensor(data.shape, data.dtype, made, origins=data.origins | target.origins | updates.origins)
-
-
-def _copied(g: Lowering, data: Tensor) -> Tensor:
-    """Numbers as a value that the graph makes, so that it may change them."""
-    name = g.named(data)
-    strides = tuple(math.prod(data.shape[k + 1:]) for k in range(len(data.shape)))
-    return Tensor(data.shape, data.dtype, g.op("view", name, shape=data.shape, strides=strides)[0])
 
 
 @operator("ScatterElements", "Scatter")
@@ -317,13 +315,13 @@ def scatter_elements(g: Lowering, n: Node):
     if not index.size:
         return data
     below = [math.prod(data.shape[k + 1:]) for k in range(len(data.shape))]
-    at = g.each("where", g.each("less", index, g.scalar(0, index), dtype="bool"), g.each("add", index, g.scalar(data.shape[axis], index)), index, dtype="int32")
-    at = g.each("mul", at, g.scalar(below[axis], at))
+    at = g.each("mul", from_end(g, index, data.shape[axis]), g.scalar(below[axis], index))
     others = sum((np.arange(d).reshape(-1, *[1] * (len(index.shape) - k - 1)) * below[k] for k, d in enumerate(index.shape) if k != axis),
                  start=np.zeros(index.shape, np.int64))
     at = g.each("add", at, known(others.astype(np.int32)))
     order = [k for k in range(len(index.shape)) if k != axis] + [axis]
-    return scattered(g, data, g.transpose(at, order), g.transpose(updates, order), index.size // index.shape[axis], REDUCED[n.attr("reduction", "none")])
+    lines = index.size // index.shape[axis]
+    return scattered(g, data, g.transpose(at, order), g.transpose(updates, order), lines, REDUCED[n.attr("reduction", "none")])
 
 
 @operator("ScatterND")
@@ -377,4 +375,4 @@ def running(g: Lowering, n: Node):
                   reverse=bool(n.attr("reverse", 0)))
 
 
-__all__ = ["axes_of", "axis_of", "flat_index", "negated", "scattered", "tiled"]
+__all__ = ["axes_of", "axis_of", "flat_index", "from_end", "scattered", "tiled"]

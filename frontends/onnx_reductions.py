@@ -31,7 +31,8 @@ def averaged(g: Lowering, x: Tensor, axes: list[int], keep: bool = True) -> Tens
 
 # what is done before, the reduction, and what is done after
 REDUCTIONS = {
-    "ReduceSum": (None, "sum", None), "ReduceProd": (None, "product", None), "ReduceMax": (None, "maximum", None), "ReduceMin": (None, "minimum", None),
+    "ReduceSum": (None, "sum", None), "ReduceProd": (None, "product", None), "ReduceMax": (None, "maximum", None),
+    "ReduceMin": (None, "minimum", None),
     "ReduceL1": ("absolute", "sum", None), "ReduceL2": ("square", "sum", "sqrt"), "ReduceSumSquare": ("square", "sum", None),
     "ReduceLogSum": (None, "sum", "log")}
 
@@ -180,7 +181,10 @@ def batch_normalization(g: Lowering, n: Node):
 def lp_normalization(g: Lowering, n: Node):
     x = n.input(0)
     axis = axis_of(n, len(x.shape), -1)
-    size = g.reduce(g.each("absolute", x), [axis], "sum", True) if n.attr("p", 2) == 1 else g.each("sqrt", g.reduce(_square(g, x), [axis], "sum", True))
+    if n.attr("p", 2) == 1:
+        size = g.reduce(g.each("absolute", x), [axis], "sum", True)
+    else:
+        size = g.each("sqrt", g.reduce(_square(g, x), [axis], "sum", True))
     none = g.each("equal", size, g.scalar(0, size), dtype="bool")
     return g.each("where", g.expand(none, x.shape), g.scalar(0, x), g.each("div", x, size), dtype=x.dtype)
 

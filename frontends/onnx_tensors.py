@@ -6,8 +6,10 @@ once, in numpy; so shapes that are computed in the graph end as numbers. Floats 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +22,7 @@ from .checkpoint import CheckpointError
 
 Shape = tuple[int, ...]
 NARROW = {"int8": 8, "uint8": 8, "int16": 16, "uint16": 16, "int4": 4, "uint4": 4}
+WIDE = ("int64", "uint64", "uint32")       # known numbers of these are computed with as they are
 SWAPPED = ("add", "mul", "maximum", "minimum", "equal", "bit_and", "bit_or", "bit_xor")
 
 
@@ -59,8 +62,8 @@ def is_float(dtype: str) -> bool:
     return "float" in dtype
 
 
-def known(array: np.ndarray | float | Sequence, dtype: str = "") -> Tensor:
-    """A tensor of numbers."""
+def known(array: Any, dtype: str = "") -> Tensor:
+    """A tensor of numbers: an array, or what numpy makes one of."""
     array = np.asarray(array) if not dtype else np.asarray(array).astype(dtype)
     return Tensor(array.shape, array.dtype.name, array=array)
 
@@ -71,7 +74,20 @@ class Tensors(Builder):
     def __init__(self) -> None:
         super().__init__()
         self.leaves: dict[str, np.ndarray] = {}
+        self._shared: dict[object, Tensor] = {}
+        self._counts: Counter[str] = Counter()
         self._declared: dict[int, tuple[np.ndarray, str]] = {}
+
+    def shared(self, key: object, make: Callable[[], Tensor]) -> Tensor:
+        """What was made for a key before, or is made now."""
+        if key not in self._shared:
+            self._shared[key] = make()
+        return self._shared[key]
+
+    def count(self, what: str) -> int:
+        """0, 1, 2, …"""
+        self._counts[what] += 1
+        return self._counts[what] - 1
 
     def value_of(self, x: Tensor, why: str) -> np.ndarray:
         """The elements of a tensor that decides a shape. Raises NeedsValue where they are not known."""
@@ -86,13 +102,14 @@ class Tensors(Builder):
         """The op graph's name of a tensor; numbers become weights, one number an expression."""
         if x.array is None:
             return x.name
+        dtype = "f32" if x.floating else "i32"
         if x.size == 1 or not any(x.array.strides):
-            x = replace(x, array=stored_array(x.array.reshape(-1)[:1]))
-            return str(self.op("fill", shape=x.shape, dtype="f32" if x.floating else "i32", value=x.array[0].item())[0])
+            only = stored_array(x.array.reshape(-1)[:1])
+            return str(self.op("fill", shape=x.shape, dtype=dtype, value=only[0].item())[0])
         if id(x.array) not in self._declared:
             name = f"w.{len(self.leaves)}"
             self.leaves[name] = stored_array(x.array)
-            self._declared[id(x.array)] = x.array, self.weight(name, x.shape, "f32" if x.floating else "i32")
+            self._declared[id(x.array)] = x.array, self.weight(name, x.shape, dtype)
         return self._declared[id(x.array)][1]
 
     def make(self, kind: str, *operands: Tensor, dtype: str = "", **attrs: Attr) -> Tensor:
@@ -102,8 +119,7 @@ class Tensors(Builder):
     def several(self, kind: str, *operands: Tensor, dtypes: Sequence[str], **attrs: Attr) -> list[Tensor]:
         """An op's results, of these dtypes."""
         if operands and all(x.array is not None for x in operands):
-            arrays = [stored_array(x.array) if x.floating or x.dtype in NARROW or OPS[kind].elementwise and x.dtype == "bool" else x.array
-                      for x in operands if x.array is not None]
+            arrays = [x.array if x.dtype in WIDE else stored_array(x.array) for x in operands if x.array is not None]
             made = OPS[kind].reference(*arrays, **attrs)
             made = made if isinstance(made, tuple) else (made,)
             return [known(np.asarray(array), dtype) for array, dtype in zip(made, dtypes, strict=True)]
@@ -122,7 +138,9 @@ class Tensors(Builder):
         return self.make("view", x, shape=shape, strides=tuple(strides), offset=offset)
 
     def reshape(self, x: Tensor, shape: Sequence[int]) -> Tensor:
-        return replace(x, shape=tuple(shape), array=x.array.reshape(tuple(shape))) if x.array is not None else self.view(x, shape, row_major(tuple(shape)))
+        if x.array is not None:
+            return replace(x, shape=tuple(shape), array=x.array.reshape(tuple(shape)))
+        return self.view(x, shape, row_major(tuple(shape)))
 
     def transpose(self, x: Tensor, order: Sequence[int]) -> Tensor:
         strides = row_major(x.shape)

@@ -41,7 +41,9 @@ class TensorPlayer:
         self._readback = gpu.readback(size, "results") if size else None
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The outputs by name for these inputs, which have the shapes and dtypes of the graph. Raises TensorError for integers out of range."""
+        """The outputs by name for these inputs, which have the shapes and dtypes of the graph.
+
+        Raises TensorError for integers out of range."""
         model = self.package.manifest["model"]
         for name, entry in model["inputs"].items():
             if entry["state"] and f"state.{entry['state']}" in self.buffers:
@@ -50,7 +52,7 @@ class TensorPlayer:
         if self._readback:
             copies = [Copy(b, 0, self._readback, at, b.size) for s, at in self._places.items() for b in [self.buffers[f"state.{s}"]]]
             octets = self._readback.wait(self.gpu.submit([self._replay, *copies]))
-        return {name: _returned(entry, octets[self._places[entry["state"]]:] if entry["state"] else octets) for name, entry in model["outputs"].items()}
+        return {name: _returned(entry, octets[self._places.get(entry["state"], 0):]) for name, entry in model["outputs"].items()}
 
     def close(self) -> None:
         """Free the memory; the device stays open."""
@@ -85,7 +87,8 @@ def stored(name: str, array: np.ndarray) -> np.ndarray:
     if array.dtype.itemsize > 4 or array.dtype == np.uint32:
         least, most = (int(array.min()), int(array.max())) if array.size else (0, 0)
         if least < -2**31 or most >= 2**31:
-            raise TensorError(f"the input {name} holds {most if most >= 2**31 else least:,}, which does not fit 32 bits, in which integers are computed")
+            raise TensorError(f"the input {name} holds {most if most >= 2**31 else least:,}, which does not fit 32 bits, "
+                              "in which integers are computed")
     return array.astype(np.int32, copy=False)
 
 

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 
 from ..compiler.kernel import Kernel, Schedule, Site, divide
 
-
 HELD = 16       # parts that an invocation asks for at once: more than that and registers run out
 
 

@@ -38,6 +38,7 @@ class Heads(Kernel):
     def accepts(self, site: Site) -> bool:
         kinds = set(site.op.kinds)
         ours = bool(kinds & VECTOR) or ("split" in kinds and len(site.op.parts) > 1)
+        ours = ours and all(p.inputs for p in site.op.parts)
         plain = all(site.values[n].layout == "row" or LAYOUTS[site.values[n].layout].store for n in site.bound)
         return ours and plain and bool(self._streams(site))
 

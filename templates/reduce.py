@@ -38,11 +38,14 @@ class Reduce(Kernel):
     def context(self, site: Site, s: Schedule) -> dict[str, object]:
         x, axes, how = site.values[site.anchor.inputs[0]], site.anchor.attr("axes"), str(site.anchor.attr("how"))
         dims = list(zip(x.shape, row_major(x.shape), strict=True))
-        kept, gone = (tuple(zip(*[d for k, d in enumerate(dims) if (k in axes) == here], strict=True)) or ((), ()) for here in (False, True))
+
+        def where(index: str, reduced: bool) -> str:
+            some = [d for k, d in enumerate(dims) if (k in axes) == reduced]
+            return strided(index, tuple(d for d, _ in some), tuple(s for _, s in some))
         scalar = "f32" if x.dtype in ("f32", "f16") else x.dtype
         return {"elements": partial(Elements, site), "source": site.anchor.inputs[0], "made": site.anchor.outputs[0], "result": result_of(site),
                 "count": site.values[site.anchor.outputs[0]].size, "length": self._length(site), "across": self.grid(site, s)[0], "scalar": scalar,
-                "where": f"{strided('i', *kept)} + {strided('r', *gone)}", "places": how in ARGUMENTS,
+                "where": f"{where('i', False)} + {where('r', True)}", "places": how in ARGUMENTS,
                 "better": f"value {'>' if 'max' in how else '<'} best || (value == best && place {'>' if how.endswith('last') else '<'} found)",
                 "merged": MERGED.get(how, "").format, "start": constant((STARTS if scalar == "f32" else INTEGER_STARTS).get(how, 0), scalar)}
 

@@ -416,4 +416,4 @@ for _kind in ("argmax", "sample"):
 __all__ = ["Case", "cases"]
 
 
-import tensor_cases  # noqa: E402, F401: which enters those of general tensors
+import tensor_cases  # noqa: E402, F401   which enters those of general tensors

@@ -49,13 +49,33 @@ def elements(dtype: str):
     yield "a scalar, kept", g.graph(g.store(g.state("kept", (1, 1), dtype), g.view(x, shape=(1, 1), strides=(0, 0)))), {}
 
 
+    g = Builder()
+    x = g.view(g.state("x", (7, 9), dtype), shape=(9, 7), strides=(1, 9))
+    if dtype == "f32":
+        yield "every function", g.graph(everything(g, x)), {"x": np.linspace(1.05, 2.5, 63).reshape(7, 9).astype(np.float32)}
+
+
+def everything(g: Builder, x: str) -> str:
+    """A sum of all functions that have WGSL of their own, so that one module holds them all."""
+    inverse, whole = g.div(g.fill(shape=g.shape(x), dtype="f32", value=1.0), x), g.to_integer(x, to="i32")
+    total = g.to_float(g.int_power(whole, whole), to="f32")
+    for kind in ("sqrt", "log", "sin", "cos", "tan", "atan", "sinh", "tanh", "asinh", "acosh", "softplus", "erf"):
+        total = g.add(total, g.op(kind, x)[0])
+    for kind in ("asin", "acos", "atanh"):
+        total = g.add(total, g.op(kind, inverse)[0])
+    for kind in ("power", "remainder", "float_modulo"):
+        total = g.add(total, g.op(kind, x, inverse)[0])
+    return total
+
+
 @of("reduce")
 def reductions(dtype: str):
     for how, axes in (("sum", (1,)), ("product", (0, 2)), ("maximum", (0, 1, 2)), ("minimum", (2,)), ("argmax", (1,)), ("argmin_last", (0,))):
         g = Builder()
         x = g.state("x", (3, 13, 5), dtype)
         values = np.round(np.random.default_rng(1).standard_normal((3, 13, 5)) * 2) / 2 + 0.25     # with ties
-        yield f"{how} over {axes}", g.graph(g.reduce(x, axes=axes, how=how, keep=how == "sum")), {"x": values.astype(np.float32 if dtype == "f32" else np.float16)}
+        given = {"x": values.astype(np.float32 if dtype == "f32" else np.float16)}
+        yield f"{how} over {axes}", g.graph(g.reduce(x, axes=axes, how=how, keep=how == "sum")), given
     g = Builder()
     x = transposed(g, g.state("x", (300, 4), dtype), 1, 0)
     y = g.reduce(g.mul(x, x), axes=(1,), how="sum", keep=True)

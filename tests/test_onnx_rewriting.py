@@ -217,4 +217,11 @@ def test_constants_are_computed_but_quantized_weights_are_kept():
     x = g.input("x", (2, 3))
     w = g.DequantizeLinear(g.const(np.ones((3, 3), np.int8)), 0.5)
     n = g.Gather(g.Shape(x), g.const(np.array(1)))
-    rewritten(g, g.MatMul(g.Mul(x, g.Cast(n, to=TensorProto.FLOAT)), w), Mul=1, DequantizeLinear=1, MatMul=1)
+    y = g.MatMul(g.Mul(x, g.Cast(n, to=TensorProto.FLOAT)), w)
+    rewritten(g, g.Mul(y, g.Sigmoid(y)), Mul=1, DequantizeLinear=1, MatMul=1, Swish=1)
+
+
+def test_a_model_in_which_nothing_is_recognised_is_returned():
+    g = Written(17)
+    model = g.model(g.Identity(g.Relu(g.input("x", (2, 3)))))
+    assert rewrite(model) is model

@@ -23,8 +23,8 @@ def rewrite(model: onnx.ModelProto) -> onnx.ModelProto:
     """A model that computes the same with fewer and larger operators. The one given is not changed.
 
     Its functions are inlined, its opset becomes 28 at most (what the installed onnx knows), constants are computed and nodes that do
-    nothing are dropped. Dimensions should be numbers: masks and tables that depend on unknown ones stay computed. A model whose opset
-    onnx cannot raise, or that has sparse tensors, is returned as it is.
+    nothing are dropped. Dimensions should be numbers: masks and tables that depend on unknown ones stay computed. A model in which
+    nothing is recognised, whose opset onnx cannot raise, or that has sparse tensors, is returned as it is.
     """
     if model.graph.sparse_initializer:
         return model
@@ -33,10 +33,12 @@ def rewrite(model: onnx.ModelProto) -> onnx.ModelProto:
     except (RuntimeError, version_converter.ConvertError):
         return model
     simplify(view)
+    found = 0
     for rules in STAGES:
-        while sum(apply(view, rule) for rule in rules):
+        while replaced := sum(apply(view, rule) for rule in rules):
+            found += replaced
             simplify(view)
-    return view.model()
+    return view.model() if found else model
 
 
 __all__ = ["rewrite"]

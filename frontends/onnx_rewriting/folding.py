@@ -127,8 +127,8 @@ def merge_reshapes(view: View) -> int:
     """One Reshape for two, where it can say its shape; and Transposes of the last two axes that go through three dimensions do not."""
     old, new = [], []
     for node in view.nodes:
-        before, to = view.producer.get(node.input[0]), target(view.shape(node.output[0]))
-        if node.op_type != "Reshape" or before is None or to is None:
+        before = view.producer.get(node.input[0]) if node.op_type == "Reshape" else None
+        if before is None or (to := target(view.shape(node.output[0]))) is None:
             continue
         if before.op_type == "Reshape":
             new.append(reshape(view, before.input[0], to, node.output[0]))
