@@ -57,7 +57,7 @@ HAS_BROWSER := PYTHONPATH=tests $(BIN)/python -c 'from tint import find_chromium
 
 # The web player's tests run it in Node over Dawn, which the npm package webgpu is; nothing of it becomes part of the repository.
 NODE_PACKAGES := webgpu@0.6.2
-.venv/node: .venv/test
+.venv/node: | .venv/test
 	@command -v npm >/dev/null || { $(call debian,nodejs npm,tests that need Node are skipped); }
 	@! command -v npm >/dev/null || npm install --silent --no-save --no-package-lock --prefix $@.partial $(NODE_PACKAGES) && mv $@.partial $@ \
 	    || { rm -rf $@.partial; echo "$(NODE_PACKAGES) could not be installed: tests that play packages in Node are skipped"; }

@@ -162,7 +162,7 @@ export class Gpu {
         const enables = Object.entries(ENABLES).map(([feature, line]) => needs.includes(feature) ? line : "").join("");
         this.device.pushErrorScope("validation");
         const module = this.device.createShaderModule({ label: kernel, code: enables + wgsl });
-        const refused = this.device.popErrorScope();
+        const refused = this.device.popErrorScope().catch(() => null);      // a lost device answers nothing
         try {
             return await this.device.createComputePipelineAsync({ label: kernel, layout: this.layout(bindings)[1], compute: { module, entryPoint: "main" } });
         } catch (error) {

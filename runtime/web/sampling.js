@@ -86,5 +86,5 @@ export function samplerOf({ maxTokens = 64, temperature = 0, topK = 0, topP = 1,
 }
 
 function randomSeed() {
-    return crypto.getRandomValues(new Uint32Array(1))[0];
+    return Math.floor(Math.random() * 2 ** 32);
 }
