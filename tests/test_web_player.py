@@ -19,7 +19,7 @@ DEMO = Path(tilewright.__file__).parent / "frontends" / "demo" / "tales-llama4"
 LLAMA = DATA / "models" / "tales-llama"
 TALES = {"demo": (DEMO, DATA / "models" / "tales-llama4.npz"), "llama": (LLAMA, LLAMA / "truth.npz")}
 PROMPT = "The old man looked at the sea and"
-POSITIONS, TOKENS = 100, 12
+POSITIONS, TOKENS = 60, 12
 # What every browser has, as slow as SwiftShader: that chooses small workgroups.
 WEB_DEFAULT = replace(next(d for d in shipped_devices() if d.name == "web-default"), bandwidth=4e9, launch=1e-5, flops=2e10, width=16)
 SEEDED = [{"temperature": 0.9, "top_k": 50, "top_p": 0.95, "min_p": 0.01, "repeat_penalty": 1.1, "seed": 7},
@@ -59,99 +59,90 @@ def held_to_truth(name: str, folder: Path) -> dict[Any, dict[str, Any]]:
             **{("greedy", n): stream(truth[f"greedy{n}_prompt"].tolist(), maxTokens=TOKENS) for n in range(4)}}
 
 
-@pytest.fixture(scope="module")
-def package(tmp_path_factory) -> Path:
-    return compiled(DEMO, tmp_path_factory.mktemp("web") / "tales-llama4.wgpu-llama", rows=8)
+def test_llama(tmp_path):
+    answers = answered(tmp_path, compiled(LLAMA, tmp_path / "llama.wgpu-llama", rows=8), held_to_truth("llama", tmp_path))
+    check_logits("llama", tmp_path)
+    check_greedy("llama", answers)
 
 
-@pytest.fixture(scope="module")
-def demo(package) -> dict[Any, Any]:
-    jobs = held_to_truth("demo", package.parent)
+def test_demo(tmp_path):
+    """All of it in one run, for a load takes longest."""
+    package = compiled(DEMO, tmp_path / "tales-llama4.wgpu-llama", rows=8)
+    jobs = held_to_truth("demo", tmp_path)
     jobs |= {("seeded", i): stream(PROMPT, maxTokens=8, **options) for i, options in enumerate(SEEDED)}
-    jobs |= {"stopped": stream(PROMPT, maxTokens=12, stop=" the"), "none": stream(PROMPT, maxTokens=0)}
+    jobs |= {"stopped": stream(PROMPT, maxTokens=12, stop=" the"), "none": stream(PROMPT, maxTokens=0), "full": stream([5] * 2048)}
     jobs |= {"left": stream(PROMPT, maxTokens=9) | {"leave": 2}}
     jobs |= {name: {"do": name, "prompt": PROMPT} for name in ("aborted", "interrupted")}
-    jobs |= {("refused", words): {"do": "refusal", "job": stream(prompt)} for words, prompt in REFUSED.items()}
-    jobs |= {"full": stream([5] * 2048), "about": {"do": "about"}}
+    jobs |= {("refused", words): {"do": "refusal", "job": stream(prompt)} for words, prompt in REFUSED.items()} | {"about": {"do": "about"}}
     jobs |= {"profile": {"do": "profile", "prompt": PROMPT, "options": {"maxTokens": TOKENS}}, "loss": {"do": "loss", "prompt": PROMPT}}
-    return {**answered(package.parent, package, jobs), "folder": package.parent}
+    answers = answered(tmp_path, package, jobs)
+    check_logits("demo", tmp_path)
+    check_greedy("demo", answers)
+    model = tilewright.load(package)
+    try:
+        check_seeded_samples(answers, model)
+        check_ends(answers, model)
+    finally:
+        model.close()
+    check_refusals(answers)
+    check_what_it_says_of_itself(answers, tilewright.open_package(package).manifest)
+    check_that_the_gpu_does_not_wait(answers)
+    assert answers["loss"] == {"kind": "lost", "name": "DeviceError", "lost": "destroyed"}
 
 
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory) -> dict[Any, Any]:
-    folder = tmp_path_factory.mktemp("llama")
-    return {**answered(folder, compiled(LLAMA, folder / "llama.wgpu-llama", rows=8), held_to_truth("llama", folder)), "folder": folder}
-
-
-@pytest.fixture(scope="module")
-def model(package):
-    """The demo's package, played from Python."""
-    loaded = tilewright.load(package)
-    yield loaded
-    loaded.close()
-
-
-@pytest.mark.parametrize("name", TALES)
-def test_logits(name, request):
-    truth, folder = np.load(TALES[name][1]), request.getfixturevalue(name)["folder"]
+def check_logits(name, folder):
+    truth = np.load(TALES[name][1])
     got, near = np.fromfile(folder / "logits", np.float32).reshape(POSITIONS, -1), truth["positions"] < POSITIONS
-    assert near.sum() >= 4
+    assert near.sum() >= 3
     assert np.abs(got[truth["positions"][near]] - truth["logits"][near]).max() <= 2e-3
 
 
-@pytest.mark.parametrize("name", TALES)
-@pytest.mark.parametrize("prompt", range(4))
-def test_greedy(name, prompt, request):
-    truth, got = np.load(TALES[name][1]), request.getfixturevalue(name)["greedy", prompt]
-    unsure = np.flatnonzero(truth[f"greedy{prompt}_margin"][:TOKENS] <= 1e-2)
-    count = unsure[0] if len(unsure) else TOKENS
-    assert got["tokens"][:count] == truth[f"greedy{prompt}_tokens"].tolist()[:count]
-    assert got["reason"] == "length" and len(got["tokens"]) == TOKENS
+def check_greedy(name, answers):
+    """Equal to the truth up to the first step whose margin a rounding error may turn."""
+    truth = np.load(TALES[name][1])
+    for prompt in range(4):
+        got, unsure = answers["greedy", prompt], np.flatnonzero(truth[f"greedy{prompt}_margin"][:TOKENS] <= 1e-2)
+        count = unsure[0] if len(unsure) else TOKENS
+        assert got["tokens"][:count] == truth[f"greedy{prompt}_tokens"].tolist()[:count]
+        assert got["reason"] == "length" and len(got["tokens"]) == TOKENS
 
 
-@pytest.mark.parametrize("case", range(len(SEEDED)))
-def test_seeded_samples_are_those_of_python(case, demo, model):
-    got = demo["seeded", case]
-    want = list(model.stream(PROMPT, max_tokens=8, **SEEDED[case]))
-    assert list(zip(got["tokens"], got["pieces"], strict=True)) == want
+def check_seeded_samples(answers, model):
+    """The tokens and pieces that the same package gives in Python."""
+    for i, options in enumerate(SEEDED):
+        got = answers["seeded", i]
+        assert list(zip(got["tokens"], got["pieces"], strict=True)) == list(model.stream(PROMPT, max_tokens=8, **options))
 
 
-def test_streams_end_as_in_python(demo, model):
+def check_ends(answers, model):
+    """Streams that stop, find no room, are left, aborted or overtaken; the model can be used after all of them."""
     stopped = model.stream(PROMPT, max_tokens=12, stop=" the")
-    assert "".join(demo["stopped"]["pieces"]) == "".join(piece for _, piece in stopped) and demo["stopped"]["reason"] == stopped.finish_reason
-    assert demo["none"] == {"tokens": [], "pieces": [], "reason": "length"}
-    assert demo["full"] == {"tokens": [], "pieces": [], "reason": "context"}
-    assert demo["left"] == {**demo["left"], "reason": None} and len(demo["left"]["tokens"]) == 2
-
-
-def test_a_stream_that_is_aborted_or_overtaken_leaves_the_model_usable(demo, model):
+    assert "".join(answers["stopped"]["pieces"]) == "".join(piece for _, piece in stopped) and answers["stopped"]["reason"] == stopped.finish_reason
+    assert answers["none"] == {"tokens": [], "pieces": [], "reason": "length"}
+    assert answers["full"] == {"tokens": [], "pieces": [], "reason": "context"}
+    assert answers["left"]["reason"] is None and len(answers["left"]["tokens"]) == 2
     short = model.generate(PROMPT, max_tokens=4)
-    assert demo["aborted"] == {"count": 3, "reason": "aborted", "then": short}
-    assert demo["interrupted"] == {"text": short, "error": "this stream ended when the model was put to other work: finish one before the next"}
+    assert answers["aborted"] == {"count": 3, "reason": "aborted", "then": short}
+    assert answers["interrupted"] == {"text": short, "error": "this stream ended when the model was put to other work: finish one before the next"}
 
 
-@pytest.mark.parametrize("words", REFUSED)
-def test_prompts_that_are_refused(words, demo):
-    name, message = demo["refused", words]
-    assert name == "PromptError" and words in message and "\n" not in message
+def check_refusals(answers):
+    for words in REFUSED:
+        name, message = answers["refused", words]
+        assert name == "PromptError" and words in message and "\n" not in message
 
 
-def test_a_model_says_what_it_is(demo, package):
-    manifest = tilewright.open_package(package).manifest
-    about = demo["about"]
+def check_what_it_says_of_itself(answers, manifest):
+    about = answers["about"]
     assert about["info"] == manifest["model"] and about["variant"] == manifest["device"]
     assert sum(about["memory"].values()) == sum(manifest["buffers"].values()) and about["adapter"]["description"]
 
 
-def test_the_gpu_does_not_wait_for_the_host(demo):
+def check_that_the_gpu_does_not_wait(answers):
     """From its own clock: a step begins as soon as the one before it ends. (Chunks of the prompt come first, with the first step.)"""
-    steps = np.array(demo["profile"])[-TOKENS + 1:]
+    steps = np.array(answers["profile"])[-TOKENS + 1:]
     busy, gaps = (steps[:, 1] - steps[:, 0]).sum(), np.median(steps[1:, 0] - steps[:-1, 1])
     assert gaps < 0.1 * busy / len(steps)
-
-
-def test_a_lost_device_is_an_error_of_its_own(demo):
-    assert demo["loss"] == {"kind": "lost", "name": "DeviceError", "lost": "destroyed"}
 
 
 @pytest.mark.parametrize("form", ["q4_0", "q8_0"])
@@ -167,33 +158,33 @@ def test_quantized(form, tmp_path):
     assert many["reasons"] == {"0": "length", "1": "length", "2": "length"}
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> Path:
-    return compiled(DATA / "truth" / "llama", tmp_path_factory.mktemp("tiny") / "tiny.wgpu-llama", context=64)
-
-
 def command(*arguments: object):
     return node(WEB / "cli.mjs", *arguments, "--dawn", TOGGLES)
 
 
-def test_command(tiny):
+def test_command(tmp_path):
+    tiny = compiled(DATA / "truth" / "llama", tmp_path / "tiny.wgpu-llama", context=64)
     truth = np.load(DATA / "truth" / "llama" / "truth.npz")
-    ids = truth["token_ids"][:5].tolist()
-    ran = command(tiny, "--logits", ",".join(map(str, ids)))
+    ran = command(tiny, "--logits", ",".join(map(str, truth["token_ids"][:5])))
     assert ran.returncode == 0, ran.stderr
     assert np.abs(np.array(json.loads(ran.stdout)["logits"]) - truth["logits"][:5]).max() <= 1e-3
     ran = command(tiny, "--ids", "1,2,3", "--max-tokens", 8, "--temperature", 0.7, "--seed", 3, "--json", "--profile")
     said = json.loads(ran.stdout)
     want = [t for t, _ in tilewright.load(tiny, device="reference").stream([1, 2, 3], max_tokens=8, temperature=0.7, seed=3)]
     assert said["tokens"] == want and said["finish_reason"] == "length" and said["profile"]["steps"] == 8
+    check_refused("the model has no tokenizer", tiny, "--prompt", "x")
+
+
+def check_refused(sentence, *arguments):
+    ran = command(*arguments)
+    assert ran.returncode == 1 and sentence in ran.stderr and "    at " not in ran.stderr
 
 
 @pytest.mark.parametrize("arguments, sentence", [
     (("--ids", "1,x"), "--ids takes numbers"), (("--seed", "x"), "--seed takes a whole number"), (("more",), "usage:"),
-    (("--nonsense",), "--nonsense"), ((), "the model has no tokenizer")])
-def test_the_command_refuses_in_a_sentence(arguments, sentence, tiny):
-    ran = command(tiny, "--prompt", "x", *arguments)
-    assert ran.returncode == 1 and sentence in ran.stderr and "    at " not in ran.stderr
+    (("--nonsense",), "--nonsense")])
+def test_the_command_refuses_in_a_sentence(arguments, sentence):
+    check_refused(sentence, "any.wgpu-llama", *arguments)
 
 
 def test_the_command_names_a_file_that_is_not_there():
