@@ -3,6 +3,7 @@ $# codes of w as bytes, and every invocation sums `rows` by `cols` products of b
 {$ from "tiles.wgsl" import threads, TX, TY with context $}
 $$ set blocks = w.shape[-1] // 32
 $$ set squares = attr.eps is defined
+$$ set x_steps, w_steps = (depth * tile_rows + threads - 1) // threads, (depth * tile_cols + threads - 1) // threads
 
 $$ macro memory()
 var<workgroup> xs: array<vec4<u32>, {{ 2 * depth * tile_rows }}>;
@@ -11,7 +12,51 @@ var<workgroup> ws: array<vec4<u32>, {{ 2 * depth * tile_cols }}>;
 var<workgroup> w_scales: array<vec4<f32>, {{ depth * tile_cols }}>;
 $$ endmacro
 
-$# Sum the tile. x_row: the row of x of line `line` of the tile; w_row: the same for w, counted over all matrices.
+$# Ask memory for the invocation's share of the blocks from k on; `keep` puts it into workgroup memory.
+$$ macro ask(k, x_row, w_row)
+$$ for i in range(w_steps)
+$$ set me = "w%d" % i
+{{ item(me, i, depth * tile_cols, tile_cols) }}
+        {{ w.fetch("(%s) * %du + %s + %s_step" % (w_row.replace("line", me + "_line"), blocks, k, me), me) }}
+$$ endfor
+$$ for i in range(x_steps)
+$$ set me = "x%d" % i
+{{ item(me, i, depth * tile_rows, tile_rows) }}
+        let {{ me }}_at = ({{ x_row.replace("line", me + "_line") }}) * {{ blocks }}u + {{ k }} + {{ me }}_step;
+        let {{ me }}_low = {{ x.load4("2u * %s_at" % me) }};
+        let {{ me }}_high = {{ x.load4("2u * %s_at + 1u" % me) }};
+        let {{ me }}_scales = {{ scales.load4("%s_at" % me) }};
+$$ endfor
+$$ endmacro
+
+$$ macro item(name, i, count, lines)
+$$ set at = "index + %du" % (i * threads) if i else "index"
+        let {{ name }}_item = {{ at if (i + 1) * threads <= count else "min(%s, %du)" % (at, count - 1) }};
+        let {{ name }}_line = {{ name }}_item % {{ lines }}u;
+        let {{ name }}_step = {{ name }}_item / {{ lines }}u;
+$$- endmacro
+
+$$ macro keep()
+$$ for i in range(w_steps)
+$$ set me, count = "w%d" % i, depth * tile_cols
+        {{ "" if (i + 1) * threads <= count else "if (index < %du) " % (count - i * threads) }}{
+            ws[{{ me }}_item] = vec4<u32>({{ [w.word(me, 0), w.word(me, 1), w.word(me, 2), w.word(me, 3)] | join(", ") }});
+            ws[{{ me }}_item + {{ count }}u] = vec4<u32>({{ [w.word(me, 4), w.word(me, 5), w.word(me, 6), w.word(me, 7)] | join(", ") }});
+            w_scales[{{ me }}_item] = {{ w.scaling(me) }};
+        }
+$$ endfor
+$$ for i in range(x_steps)
+$$ set me, count = "x%d" % i, depth * tile_rows
+        {{ "" if (i + 1) * threads <= count else "if (index < %du) " % (count - i * threads) }}{
+            xs[{{ me }}_item] = {{ me }}_low;
+            xs[{{ me }}_item + {{ count }}u] = {{ me }}_high;
+            x_scales[{{ me }}_item] = {{ me }}_scales;
+        }
+$$ endfor
+$$ endmacro
+
+$# Sum the tile. x_row: the row of x of line `line` of the tile; w_row: the same for w, counted over all matrices. The next blocks are
+$# asked for before those at hand are multiplied, so that memory answers meanwhile.
 $$ macro products(x_row, w_row)
     let tx = index % {{ TX }}u;
     let ty = {{ "index / %du" % TX if TY > 1 else "0u" }};
@@ -23,26 +68,14 @@ $$ if squares
     var square{{ r }} = 0.0;
 $$ endif
 $$ endfor
+    {
+{{ ask("0u", x_row, w_row) }}
+{{ keep() }}
+    }
     for (var k = 0u; k < {{ blocks }}u; k += {{ depth }}u) {
         workgroupBarrier();
-        for (var i = index; i < {{ depth * tile_cols }}u; i += {{ threads }}u) {
-            let line = i % {{ tile_cols }}u;
-            let step = i / {{ tile_cols }}u;
-            let from_row = {{ w_row }};
-            {{ w.fetch("from_row * %du + k + step" % blocks, "b") }}
-            ws[i] = vec4<u32>({{ [w.word("b", 0), w.word("b", 1), w.word("b", 2), w.word("b", 3)] | join(", ") }});
-            ws[i + {{ depth * tile_cols }}u] = vec4<u32>({{ [w.word("b", 4), w.word("b", 5), w.word("b", 6), w.word("b", 7)] | join(", ") }});
-            w_scales[i] = {{ w.scaling("b") }};
-        }
-        for (var i = index; i < {{ depth * tile_rows }}u; i += {{ threads }}u) {
-            let step = i / {{ tile_rows }}u;
-            let line = i % {{ tile_rows }}u;
-            let at = ({{ x_row }}) * {{ blocks }}u + k + step;
-            xs[i] = {{ x.load4("2u * at") }};
-            xs[i + {{ depth * tile_rows }}u] = {{ x.load4("2u * at + 1u") }};
-            x_scales[i] = {{ scales.load4("at") }};
-        }
-        workgroupBarrier();
+        let next = min(k + {{ depth }}u, {{ blocks - depth }}u);
+{{ ask("next", x_row, w_row) }}
 $$ for d in range(depth)
         {
 $$ for c in range(cols)
@@ -75,6 +108,8 @@ $$ endif
 $$ endfor
         }
 $$ endfor
+        workgroupBarrier();
+{{ keep() }}
     }
 $$ if squares
 $$ for r in range(rows)
