@@ -365,8 +365,11 @@ def load(path: Path, device: str, context: int | None = None, dtype: str | None 
          quantize: str | None = None, activations: str | None = None) -> Model:
     from . import api
     from .runtime.terminal import loading, progress
+    from .sessions import Session
     with progress() as show:
         model = api.load(path, device, context, dtype, cache, show, quantize, activations=activations)
+    if isinstance(model, Session):
+        raise ValueError(f"{path} is a graph of tensors, which has no text to go on from: run it in Python with tilewright.session")
     if sys.stderr.isatty():
         typer.echo(loading(model), err=True)
     return model

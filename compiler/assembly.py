@@ -217,7 +217,8 @@ def _program(name: str, compiled: Compiled, weights: Mapping[str, list[Range]], 
 def _as_stored(graph: Graph) -> Graph:
     """The graph over the weights that the package holds: joined ones have no source any more."""
     read = {n for op in graph.ops for p in op.parts for n in p.inputs}
-    return graph.with_values({n: replace(v, source=()) for n, v in graph.values.items() if v.role != "weight" or n in read})
+    kept = {n: v for n, v in graph.values.items() if v.role != "weight" or n in read}
+    return graph.with_values({n: replace(v, source=()) if v.role == "weight" else v for n, v in kept.items()})
 
 
 def _ranges(graph: Graph, name: str, compiled: Compiled, program: str, weights: Mapping[str, list[Range]]) -> list[Range]:

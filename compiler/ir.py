@@ -8,6 +8,7 @@ The law of a graph, which `verify` holds after every pass:
   before every run), `state` (lives across runs and programs), `temp` (an op of this graph).
 - State is in this form too: `%k1 = cache_write(%k, ...)` gives the buffer of `%k` a new name, and `%k` is not read after it.
 - A `weight` may have a `source`, which says how its elements come from other weights: `("concat", "q", "k", "v")`.
+- A `temp` with the source `("alias", "x")` is made by no op: it is the buffer of x in another shape, and is read once x is written.
 - A `fused` op runs its `body` in one dispatch. Values made and used inside a body only have no buffer.
 """
 from __future__ import annotations

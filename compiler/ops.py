@@ -502,11 +502,16 @@ def infer(op: Op, values: Mapping[str, Value]) -> tuple[Value, ...]:
 def evaluate_op(op: Op, values: Mapping[str, Value], env: dict[str, np.ndarray]) -> None:
     """Run one op, or the body of a fused one, in numpy: reads and writes `env` by name."""
     for part in op.parts:
-        args = [env[n].astype(np.float32) if env[n].dtype == np.float16 else env[n] for n in part.inputs]
+        args = [a.astype(np.float32) if a.dtype == np.float16 else a for a in (_array(n, values, env) for n in part.inputs)]
         with np.errstate(over="ignore", under="ignore"):
             result = OPS[part.kind].reference(*args, **dict(part.attrs))
         for name, array in zip(part.outputs, result if isinstance(result, tuple) else (result,), strict=True):
             env[name] = np.asarray(array, NUMPY[values[name].dtype])
+
+
+def _array(name: str, values: Mapping[str, Value], env: Mapping[str, np.ndarray]) -> np.ndarray:
+    """What a name stands for, which may be another's array in its own shape."""
+    return env[name] if name in env else env[aliased(name, values)].reshape(values[name].shape)
 
 
 def evaluate(graph: Graph, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -535,11 +540,18 @@ def step(graph: Graph, states: dict[str, np.ndarray], feeds: Mapping[str, np.nda
 
 
 def buffers_of(graph: Graph) -> dict[str, str]:
-    """Every name to the name whose buffer it is: a state that an op renames is one buffer."""
+    """Every name to the name whose buffer it is: a state that an op renames is one buffer, and so is an alias with what it stands for."""
     home = {n: n for n in graph.values}
     for op in (p for o in graph.ops for p in o.parts):
         for output, source in OPS[op.kind].inplace.items():
             home[op.outputs[output]] = home[op.inputs[source]]
-    return home
+    return home | {n: home[aliased(n, graph.values)] for n in graph.values if aliased(n, graph.values) != n}
+
+
+def aliased(name: str, values: Mapping[str, Value]) -> str:
+    """The name that an alias stands for in the end; any other name itself."""
+    while values[name].source[:1] == ("alias",):
+        name = str(values[name].source[1])
+    return name
 
 

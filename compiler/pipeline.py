@@ -12,6 +12,7 @@ from .device import Device
 from .ir import Choice, Graph
 from .kernel import Kernel, Site
 from .passes.activations import round_activations
+from .passes.alias import alias
 from .passes.choices import split_sums
 from .passes.cut import cut_caches, cut_weights
 from .passes.fusion import fuse
@@ -51,7 +52,7 @@ def stages(device: Device, kernels: Mapping[str, Kernel]) -> list[Stage]:
         first.append(("activations", each(round_activations)))
     return [*first, ("cut caches", each(lambda g: cut_caches(g, device))), ("split_kv", each(lambda g: split_kv(g, device))),
             ("fusion", each(lambda g: fuse(g, device, kernels))), ("cut weights", each(lambda g: cut_weights(g, device))),
-            ("tiling", each(lambda g: tile(g, device, kernels)))]
+            ("alias", each(alias)), ("tiling", each(lambda g: tile(g, device, kernels)))]
 
 
 def run_stages(graphs: Mapping[str, Graph], device: Device, kernels: Mapping[str, Kernel]) -> Iterator[tuple[str, Graphs, float]]:

@@ -9,7 +9,7 @@ from .ir import Attr, Choice, Graph, GraphError, Op, Value
 
 def show(graph: Graph) -> str:
     """One line a value that the outside gives, one line an op (its body indented), and the outputs."""
-    return "\n".join([*(_head(n, v) for n, v in graph.values.items() if v.role != "temp"),
+    return "\n".join([*(_head(n, v) for n, v in graph.values.items() if v.role != "temp" or v.source),
                       *(line for op in graph.ops for line in show_op(graph, op)),
                       "return " + ", ".join(f"%{n}" for n in graph.outputs)])
 
@@ -33,7 +33,7 @@ def _attr(value: Attr) -> str:
 
 
 _TYPE = re.compile(r"(\w+)\[([\d,]*)\](?:@(\w+))?")
-_HEAD = re.compile(r"(input|weight|state) %([\w.]+): (\S+)(?: = (\w+)\((.*)\))?")
+_HEAD = re.compile(r"(input|weight|state|temp) %([\w.]+): (\S+)(?: = (\w+)\((.*)\))?")
 _OP = re.compile(r"( *)(%.*?) = (\w+)\((.*?)\)(?: by (\w+)\((.*)\))?")
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from .ir import Graph, GraphError, Op
 from .layouts import LAYOUTS
-from .ops import OPS, infer
+from .ops import OPS, aliased, infer
 from .text import show_op
 
 
@@ -11,6 +11,11 @@ def verify(graph: Graph, stage: str) -> None:
     """Raise GraphError, naming the stage, the op and the rule, unless the graph keeps the law of ir.py."""
     _check_values(graph, stage)
     written = {n for n, v in graph.values.items() if v.role != "temp"}
+    aliases: dict[str, list[str]] = {}
+    for name in graph.values:
+        if (source := aliased(name, graph.values)) != name:
+            aliases.setdefault(source, []).append(name)
+    written |= {n for name in tuple(written) for n in aliases.get(name, ())}
     retired: dict[str, str] = {}
     for i, op in enumerate(graph.ops):
         def where(i=i, op=op) -> str:
@@ -27,7 +32,7 @@ def verify(graph: Graph, stage: str) -> None:
             _check_body(op, where)
         if stage == "tiling" and not op.choice:
             raise GraphError(f"{where()} has no kernel")
-        written |= set(op.outputs)
+        written |= {n for name in op.outputs for n in (name, *aliases.get(name, ()))}
     if missing := [n for n in graph.outputs if n not in written]:
         raise GraphError(f"after {stage}: never written: {', '.join(f'%{n}' for n in missing)}")
 

@@ -13,6 +13,7 @@ from . import (  # noqa: F401   these enter their operators
     onnx_control,
     onnx_elementwise,
     onnx_images,
+    onnx_lookups,
     onnx_products,
     onnx_rearranging,
     onnx_recurrent,

@@ -8,8 +8,8 @@ import numpy as np
 
 from ..compiler.indexing import row_major
 from .onnx_graph import Lowering, Node, operator
+from .onnx_lookups import scattered
 from .onnx_products import restored, rounded
-from .onnx_rearranging import scattered
 from .onnx_reductions import per_channel
 from .onnx_tensors import Shape, Tensor, known
 

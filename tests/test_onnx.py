@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tilewright
 from tilewright import CheckpointError, GraphError, TensorError
+from tilewright.__main__ import main
 from tilewright.api import record_of
 from tilewright.compiler.device import REFERENCE
 from tilewright.sessions import Session, compile_onnx
@@ -195,3 +196,20 @@ def test_older_operator_sets(opened):
     for opset, said in ((6, "convert it to 7 or above"), (99, "pip install -U onnx")):
         with pytest.raises(CheckpointError, match=said):
             opened(clipped(opset))
+
+
+def test_the_command_line(tmp_path, capsys):
+    proto, meaning = perceptron()
+    onnx.save(proto, tmp_path / "model.onnx")
+    with pytest.raises(SystemExit) as ended:
+        main(["compile", str(tmp_path / "model.onnx"), "-o", str(tmp_path / "m.wgpu-llama"), "--shape", "batch=2", "--target", "reference"])
+    assert not ended.value.code
+    session = tilewright.session(tmp_path / "m.wgpu-llama")
+    x = np.ones((2, 4), np.float32)
+    np.testing.assert_allclose(session.run({"x": x})["y"], meaning(x), rtol=1e-5)
+    session.close()
+    for words, said in ((["compile", "-o", str(tmp_path / "n.wgpu-llama"), "--shape", "x=b"], "--shape x=b is no shape: give it as NAME=1,128"),
+                        (["generate", "--prompt", "Once"], "has no text to go on from")):
+        with pytest.raises(SystemExit, match="1"):
+            main([words[0], str(tmp_path / "model.onnx"), *words[1:]])
+        assert said in " ".join(capsys.readouterr().err.split())
