@@ -5,8 +5,8 @@ import json
 import os
 import shutil
 import subprocess
-import sys
-from dataclasses import asdict, replace
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,16 @@ from tilewright.compiler.device import Device, shipped_devices
 from tilewright.compiler.pipeline import compile_graphs
 from tilewright.frontends.checkpoint import TokenizerData, open_checkpoint
 from tilewright.frontends.lower import lower
-from tilewright.runtime.website import Handler, Website
+from tilewright.runtime.website import PIECE, Handler, Website
 from tilewright.templates import KERNELS
 from tint import find_chromium
 from tokenizers import Tokenizer, decoders, models
 
-MODULES = (Path(sys.prefix) / "node" / "node_modules", *map(Path, filter(None, os.environ.get("NODE_PATH", "").split(os.pathsep))))
+MODULES = (Path(__file__).parent.parent / ".venv" / "node" / "node_modules",      # where make test installs it
+           *map(Path, filter(None, os.environ.get("NODE_PATH", "").split(os.pathsep))))
 FLAGS = ("--headless=new", "--no-sandbox", "--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader", "--no-first-run",
-         "--disable-background-networking", "--disable-component-update", "--disable-sync")
+         "--disable-background-networking", "--disable-component-update", "--disable-sync",
+         "--enable-dawn-features=disable_workgroup_init,disable_robustness")        # both cost SwiftShader much time
 
 
 def missing() -> str:
@@ -55,8 +57,7 @@ def write_package(model: Path, path: Path, context: int, device: Device | None =
     low = lower(checkpoint, plan)
     tokenizer = tokenizer or checkpoint.tokenizer
     assert tokenizer
-    described = {k: v for k, v in asdict(tokenizer).items() if k != "json"}
-    build_package([Variant(compile_graphs(low.graphs, device, KERNELS), device, low.model)], low.leaf, described, tokenizer.json).save(path)
+    build_package([Variant(compile_graphs(low.graphs, device, KERNELS), device, low.model)], low.leaf, tokenizer.settings, tokenizer.json).save(path)
     return path
 
 
@@ -92,6 +93,7 @@ class Stage(Website):
         self.asked: list[tuple[str, str | None]] = []   # path and range
         self.corrupt: dict[int, int] = {}               # bytes of the package, and the request for it that gets them wrong
         self.down = False
+        self.pace = 0.0                                 # seconds between large pieces of a file
 
     def before_worker(self, script: str) -> None:
         """Run a script in the worker before anything else there."""
@@ -114,12 +116,14 @@ class Misbehaving(Handler):
         super().reply(body)
 
     def copy(self, file, count: int) -> None:
-        start, turn = file.tell(), sum(path.endswith(".wgpu-llama") for path, _ in self.server.asked)
-        wrong = [at for at, when in self.server.corrupt.items() if start <= at < start + count and turn == when]
-        for at in sorted(wrong) if self.path.endswith(".wgpu-llama") else ():
-            super().copy(file, at - file.tell())
-            self.wfile.write(bytes([file.read(1)[0] ^ 255]))
-        super().copy(file, start + count - file.tell())
+        turn, end = sum(path.endswith(".wgpu-llama") for path, _ in self.server.asked), file.tell() + count
+        wrong = [at for at, when in self.server.corrupt.items() if turn == when] if self.path.endswith(".wgpu-llama") else []
+        while (at := file.tell()) < end:
+            time.sleep(self.server.pace if end - at > PIECE else 0)
+            piece = bytearray(file.read(min(PIECE, end - at)))
+            for byte in (byte - at for byte in wrong if at <= byte < at + len(piece)):
+                piece[byte] ^= 255
+            self.wfile.write(piece)
 
 
 def drive(scenario: str, url: str, **given: Any) -> dict[str, Any]:
@@ -127,6 +131,5 @@ def drive(scenario: str, url: str, **given: Any) -> dict[str, Any]:
     job = {"scenario": scenario, "url": url, "browser": find_chromium(), "flags": FLAGS, **given}
     done = subprocess.run(["node", Path(__file__).parent / "page.mjs"], input=json.dumps(job), capture_output=True, text=True, timeout=300,
                           env={**os.environ, "NODE_MODULES": str(playwright())})
-    print(done.stderr)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return json.loads(done.stdout.splitlines()[-1])

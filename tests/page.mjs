@@ -4,7 +4,7 @@ import { createRequire } from "node:module";
 
 const { chromium } = createRequire(`${process.env.NODE_MODULES}/`)("playwright-core");
 const job = JSON.parse(readFileSync(0, "utf8"));
-const PATIENCE = 120_000;
+const PATIENCE = 90_000;
 
 const text = (page, id) => page.locator(`#${id}`).textContent();
 const state = (page, ...names) => page.waitForSelector(names.map(name => `body[data-state=${name}]`).join());
@@ -31,7 +31,7 @@ const answer = page => page.locator(".turn.assistant .text").last().textContent(
 const settle = page => page.waitForFunction(() => document.querySelectorAll(".turn.busy").length === 0);
 
 const scenarios = {
-    /** Load, with what the progress bar showed; again without a network; remove the stored copy. */
+    /** Load, with what the progress bar showed; again with a copy that was damaged; without a network; remove the copy. */
     async visits(page) {
         await page.addInitScript(() => {
             globalThis.seen = [];
@@ -43,6 +43,21 @@ const scenarios = {
         const first = { ms: Date.now() - started, seen: await page.evaluate("seen"), facts: await text(page, "facts"), trouble: await text(page, "trouble") };
         await page.evaluate(() => navigator.serviceWorker.ready);
         await page.waitForTimeout(300);         // the rest of the copy is written, and the page's files are kept
+        await page.evaluate(async at => {
+            const root = await (await navigator.storage.getDirectory()).getDirectoryHandle("tilewright");
+            for await (const folder of root.values()) {
+                for await (const file of folder.values()) {
+                    if (!file.name.endsWith(".data")) continue;
+                    const writable = await file.createWritable({ keepExistingData: true });
+                    await writable.write({ type: "write", position: at, data: Uint8Array.of(1, 2, 3, 4, 5, 6, 7) });
+                    await writable.close();
+                }
+            }
+        }, job.damage);
+        await page.reload();
+        await state(page, "ready", "trouble");
+        const repaired = await page.evaluate("document.body.dataset.state");
+        await page.waitForTimeout(300);
         await fetch(new URL("test-down", job.url));
         const again = Date.now();
         await page.reload();
@@ -56,7 +71,7 @@ const scenarios = {
             for await (const name of (await (await navigator.storage.getDirectory()).getDirectoryHandle("tilewright")).keys()) names.push(name);
             return names;
         });
-        return { first, second, evicted: await text(page, "stored"), left };
+        return { first, repaired, second, evicted: await text(page, "stored"), left };
     },
 
     /** Chat: a greedy answer twice, a long one that is stopped, another page load that finds the conversation. */
