@@ -77,6 +77,7 @@ export class Copy {
         this.end = 0;           // of what was asked for
         this.checksum = 0;      // of the part that comes, so far
         this.fetched = 0;       // bytes downloaded since the copy was opened
+        this.onFetch = () => {};
     }
 
     get complete() {
@@ -85,7 +86,7 @@ export class Copy {
 
     /** Bytes to download, about. */
     get missing() {
-        return this.parts.reduce((sum, there) => sum + (there ? 0 : this.part), 0);
+        return Math.min(this.size, this.parts.reduce((sum, there) => sum + (there ? 0 : this.part), 0)) - this.position % this.part;
     }
 
     /** @param {number} offset @param {number} length @returns {Promise<Uint8Array>} */
@@ -207,6 +208,7 @@ export class Copy {
         this.checksum = crc32(bytes, this.position % this.part ? this.checksum : 0);
         this.position += bytes.length;
         this.fetched += bytes.length;
+        this.onFetch();
         if (this.position % this.part && this.position < this.size) return;
         if (text(this.checksum) !== this.checksums[part]) throw new TypeError("what came is damaged");
         this.writable.data.flush();     // before the index says that it is there

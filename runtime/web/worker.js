@@ -7,6 +7,7 @@ import { describe, fitted } from "./prompt.js";
 import { Copy, evict } from "./store.js";
 import { load } from "./tilewright.js";
 
+const EVERY = 100;          // ms between two words on the download
 const LOSSES = 3;           // of the device without a token between them, until it is given up
 const RETURN = 1000;        // ms that a GPU may take to come back, longer every time
 
@@ -45,6 +46,7 @@ async function open() {
     description = await answer.json();
     copy = await Copy.open(description).catch(() => undefined);     // then it is downloaded every time
     const stored = copy?.complete ?? false;
+    if (copy) copy.onFetch = onFetch;
     await begin();
     const { info, adapter, variant, memory, tokenizer } = /** @type {NonNullable<typeof model>} */ (model);
     tell("ready", { info, adapter, memory, variant: variant.name, name: description.name, size: description.size, stored, kept: Boolean(copy),
@@ -69,9 +71,17 @@ async function begin() {
     }
 }
 
-/** @param {{ done: number, total: number }} progress */
+/** What of the package is on the GPU; while it is downloaded, `onFetch` tells more. @param {{ done: number, total: number }} progress */
 function onProgress({ done, total }) {
-    tell("progress", { done, total, fetched: copy?.fetched ?? done });
+    if (done === total || !copy?.fetched) tell("progress", { done, total, fetched: copy ? 0 : done });
+}
+
+let told = 0;
+
+function onFetch() {
+    if (!copy || performance.now() - told < EVERY) return;
+    told = performance.now();
+    tell("progress", { done: copy.size - copy.missing, total: copy.size, fetched: copy.fetched });
 }
 
 async function manifest() {
