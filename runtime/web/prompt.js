@@ -46,6 +46,6 @@ export function describe(manifest) {
     const { buffers } = manifest.variants.at(-1), states = Object.entries(buffers).filter(([name]) => name.startsWith("state.layers"));
     const caches = states.reduce((sum, [, size]) => sum + size, 0), { context } = { ...manifest.model, ...manifest.variants.at(-1).model };
     const smaller = small < 0.9 * now ? [`with --quantize q4_0 its weights take about ${bytes(small)} instead of ${bytes(now)}`] : [];
-    if (context > 512) smaller.push(`with --context ${context / 4} its caches take at most ${bytes(caches / 4)} instead of ${bytes(caches)}`);
+    if (context > 512) smaller.push(`with --context ${Math.floor(context / 4)} its caches take at most ${bytes(caches / 4)} instead of ${bytes(caches)}`);
     return smaller.length ? `Compiled anew, ${smaller.join("; ")}.` : "A smaller model is needed.";
 }
