@@ -15,8 +15,9 @@ from typing import IO, Any
 from ..compiler.package import PackageError, open_package
 
 PORT = 8640         # always the same, for a browser keeps what it stores by host and port
-TYPES = {".html": "text/html; charset=utf-8", ".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8",
-         ".json": "application/json", ".svg": "image/svg+xml", ".LICENSE": "text/plain; charset=utf-8", ".wgpu-llama": "application/octet-stream"}
+PAGE = {".html": "text/html; charset=utf-8", ".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml",
+        ".LICENSE": "text/plain; charset=utf-8"}
+TYPES = {**PAGE, ".json": "application/json", ".wgpu-llama": "application/octet-stream"}
 HOSTS = ("localhost", "127.0.0.1", "[::1]")
 PIECE = 1 << 20     # bytes that are read from a file at once
 PART = 4 << 20      # bytes that the page downloads, checks and marks as there together
@@ -30,7 +31,7 @@ HEADERS = {
 def page_files() -> dict[str, Path]:
     """The files of the page by their addresses, relative to it."""
     folder = Path(__file__).parent / "web"
-    return {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.suffix in TYPES}
+    return {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.suffix in PAGE}
 
 
 def describe(package: Path) -> dict[str, Any]:

@@ -77,7 +77,7 @@ def test_a_range_behind_the_end(site, package):
 
 
 @pytest.mark.parametrize("path", ["/../website.py", "/..%2fwebsite.py", "//etc/passwd", "/vendor/../../website.py", "/nothing", "/cli.mjs", "/vendor",
-                                  "/%2e%2e/%2e%2e/pyproject.toml"])
+                                  "/package.json", "/%2e%2e/%2e%2e/pyproject.toml"])
 def test_nothing_else_has_an_address(site, path):
     assert ask(site, path)[0].status == 404
 
