@@ -55,12 +55,13 @@ HAS_BROWSER := PYTHONPATH=tests $(BIN)/python -c 'from tint import find_chromium
 	@$(HAS_BROWSER) || { $(call debian,chromium,tests that need a browser are skipped); }
 	@! $(HAS_BROWSER) || touch $@
 
-# The web player's tests run it in Node over Dawn, which the npm package webgpu is; nothing of it becomes part of the repository.
-NODE_PACKAGES := webgpu@0.6.2
+# The web player's tests run it in Node over Dawn, which the npm package webgpu is, and in Chromium, which playwright-core drives; nothing of
+# them becomes part of the repository.
+NODE_PACKAGES := webgpu@0.6.2 playwright-core@1
 .venv/node: | .venv/test
 	@command -v npm >/dev/null || { $(call debian,nodejs npm,tests that need Node are skipped); }
 	@! command -v npm >/dev/null || npm install --silent --no-save --no-package-lock --prefix $@.partial $(NODE_PACKAGES) && mv $@.partial $@ \
-	    || { rm -rf $@.partial; echo "$(NODE_PACKAGES) could not be installed: tests that play packages in Node are skipped"; }
+	    || { rm -rf $@.partial; echo "$(NODE_PACKAGES) could not be installed: tests that play packages in Node or in a page are skipped"; }
 
 clean:
 	rm -rf .venv build *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache

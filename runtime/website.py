@@ -6,6 +6,7 @@ import re
 import shutil
 import struct
 import zlib
+from functools import partial
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -14,10 +15,12 @@ from typing import IO, Any
 from ..compiler.package import PackageError, open_package
 
 PORT = 8640         # always the same, for a browser keeps what it stores by host and port
-TYPES = {".html": "text/html; charset=utf-8", ".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8",
-         ".json": "application/json", ".svg": "image/svg+xml", ".LICENSE": "text/plain; charset=utf-8", ".wgpu-llama": "application/octet-stream"}
+PAGE = {".html": "text/html; charset=utf-8", ".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml",
+        ".LICENSE": "text/plain; charset=utf-8"}
+TYPES = {**PAGE, ".json": "application/json", ".wgpu-llama": "application/octet-stream"}
 HOSTS = ("localhost", "127.0.0.1", "[::1]")
 PIECE = 1 << 20     # bytes that are read from a file at once
+PART = 4 << 20      # bytes that the page downloads, checks and marks as there together
 HEADERS = {
     "Cache-Control": "no-cache",
     "X-Content-Type-Options": "nosniff",
@@ -28,7 +31,7 @@ HEADERS = {
 def page_files() -> dict[str, Path]:
     """The files of the page by their addresses, relative to it."""
     folder = Path(__file__).parent / "web"
-    return {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.suffix in TYPES}
+    return {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.suffix in PAGE}
 
 
 def describe(package: Path) -> dict[str, Any]:
@@ -38,8 +41,15 @@ def describe(package: Path) -> dict[str, Any]:
     with open(package, "rb") as file:
         start = file.read(4)
         header = start + file.read(struct.unpack("<I", start)[0])
+        file.seek(0)
+        parts = [crc32(part) for part in iter(partial(file.read, PART), b"")]
     return {"file": address_of(package), "name": package.stem, "size": package.stat().st_size,
-            "header": {"size": len(header), "crc32": f"{zlib.crc32(header):08x}"}, "page": [name for name in page_files() if name != "index.html"]}
+            "header": {"size": len(header), "crc32": crc32(header)}, "parts": {"size": PART, "crc32": parts},
+            "page": [name for name in page_files() if name != "index.html"]}
+
+
+def crc32(data: bytes) -> str:
+    return f"{zlib.crc32(data):08x}"
 
 
 def address_of(package: Path) -> str:

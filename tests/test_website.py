@@ -11,6 +11,7 @@ from threading import Thread
 import pytest
 import tilewright
 from tilewright import PackageError
+from tilewright.__main__ import main
 from tilewright.runtime.website import Website, describe, export_site, page_files, range_of
 
 ABSOLUTE = re.compile(r"""(?:src|href|import|from|url|fetch|URL|register)[ =(]*["'](?:/|\w+:)""")     # an address that is not relative
@@ -77,7 +78,7 @@ def test_a_range_behind_the_end(site, package):
 
 
 @pytest.mark.parametrize("path", ["/../website.py", "/..%2fwebsite.py", "//etc/passwd", "/vendor/../../website.py", "/nothing", "/cli.mjs", "/vendor",
-                                  "/%2e%2e/%2e%2e/pyproject.toml"])
+                                  "/package.json", "/%2e%2e/%2e%2e/pyproject.toml"])
 def test_nothing_else_has_an_address(site, path):
     assert ask(site, path)[0].status == 404
 
@@ -125,3 +126,15 @@ def test_a_package_without_shaders_is_refused(tmp_path):
     tilewright.compile(TRUTH / "llama", device="reference", context=16).save(tmp_path / "plain.wgpu-llama")
     with pytest.raises(PackageError, match="is not compiled, so browsers cannot play it: make one by tilewright compile MODEL --target web"):
         Website(tmp_path / "plain.wgpu-llama", 0)
+
+
+def test_the_command_compiles_and_exports(tmp_path, capsys):
+    with pytest.raises(SystemExit) as left:
+        main(["web", str(TRUTH / "llama"), "--context", "16", "--export", str(tmp_path / "site")])
+    assert left.value.code == 0
+    assert json.loads((tmp_path / "site" / "model.json").read_text())["file"] == "llama.wgpu-llama"
+    assert "shaders for web-f16-subgroups" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["inspect", str(tmp_path / "site" / "llama.wgpu-llama")])
+    said = capsys.readouterr().out
+    assert "variants, the first that a device meets is played" in said and "web-default" in said

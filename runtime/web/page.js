@@ -36,6 +36,7 @@ function enter(state) {
     at("stop").hidden = state !== "busy";
     at("fresh").hidden = !model || conversation.empty;
     at("welcome").hidden = state !== "ready" || !conversation.empty;
+    prompt.placeholder = at("prompt-label").textContent = !model || model.chats ? "Ask something" : conversation.empty ? "Write a beginning" : "Add to it, or let it go on";
     ready();
 }
 
@@ -65,7 +66,6 @@ const events = {
         const mode = model.chats ? "chat" : "story";
         at("instructions").hidden = !model.chats;
         at("send").textContent = model.chats ? "Send" : "Continue";
-        prompt.placeholder = at("prompt-label").textContent = model.chats ? "Ask something" : "Write a beginning";
         at("welcome-title").textContent = model.chats ? "What would you like to know?" : "How does it begin?";
         at("welcome-text").textContent = model.chats ? `${model.name} answers on this machine.`
             : `${model.name} has learned no conversation: it goes on from what you write.`;

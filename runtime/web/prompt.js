@@ -1,5 +1,6 @@
 /** What a model is given: a conversation or a text as token ids, cut to its context; and what could be made of a model to fit a device. */
 import { PromptError } from "./errors.js";
+import { bytes } from "./words.js";
 
 const ROOM = 0.25;      // of the context, which an answer can have at least
 
@@ -39,12 +40,12 @@ function tail(ids, most) {
  * @returns {string}
  */
 export function describe(manifest) {
-    const elements = shape => shape.reduce((a, b) => a * b, 1), gigabytes = bytes => `${(bytes / 1e9).toFixed(bytes < 1e9 ? 2 : 1)} GB`;
+    const elements = shape => shape.reduce((a, b) => a * b, 1);
     const weights = Object.values(manifest.weights), now = weights.reduce((sum, w) => sum + w.planes.reduce((all, [, , size]) => all + size, 0), 0);
     const small = weights.reduce((sum, w) => sum + elements(w.shape) * (w.shape.length > 1 ? 4.5 / 8 : 4), 0);
     const { buffers } = manifest.variants.at(-1), states = Object.entries(buffers).filter(([name]) => name.startsWith("state.layers"));
     const caches = states.reduce((sum, [, size]) => sum + size, 0), { context } = { ...manifest.model, ...manifest.variants.at(-1).model };
-    const smaller = small < 0.9 * now ? [`with --quantize q4_0 its weights take about ${gigabytes(small)} instead of ${gigabytes(now)}`] : [];
-    if (context > 512) smaller.push(`with --context ${context / 4} its caches take at most ${gigabytes(caches / 4)} instead of ${gigabytes(caches)}`);
+    const smaller = small < 0.9 * now ? [`with --quantize q4_0 its weights take about ${bytes(small)} instead of ${bytes(now)}`] : [];
+    if (context > 512) smaller.push(`with --context ${Math.floor(context / 4)} its caches take at most ${bytes(caches / 4)} instead of ${bytes(caches)}`);
     return smaller.length ? `Compiled anew, ${smaller.join("; ")}.` : "A smaller model is needed.";
 }

@@ -5,7 +5,6 @@
 import { crc32 } from "./crc32.js";
 import { PackageError } from "./errors.js";
 
-const PART = 4 << 20;       // bytes that are marked as fetched together
 const ATTEMPTS = 5;         // of a connection that brings nothing new
 const PATIENCE = 500;       // ms before the second attempt; twice that before the next
 const ROOT = "tilewright";
@@ -17,6 +16,8 @@ const ROOT = "tilewright";
  * @property {number} size bytes
  * @property {{ size: number, crc32: string }} header length and checksum of all before the blobs, which holds the blobs' own checksums:
  *     another package has another one
+ * @property {{ size: number, crc32: string[] }} parts checksums of the file cut into parts of so many bytes: they are fetched, checked and
+ *     marked as there one by one
  */
 
 /** The folder of this page, for an origin may hold several. @param {boolean} create */
@@ -62,17 +63,21 @@ export class Copy {
         this.size = description.size;
         this.name = description.name;
         this.header = description.header;
+        this.part = description.parts.size;
+        this.checksums = description.parts.crc32;
         this.url = new URL(description.file, location.href).href;
         this.data = data;
         this.index = index;
-        this.parts = new Uint8Array(Math.ceil(this.size / PART));
+        this.parts = new Uint8Array(this.checksums.length);
         /** @type {{ data: FileSystemSyncAccessHandle, index: FileSystemSyncAccessHandle } | undefined} while it may be written */
         this.open = undefined;
         /** @type {ReadableStreamDefaultReader<Uint8Array> | undefined} */
         this.reader = undefined;
         this.position = 0;      // of the next byte that `reader` gives
         this.end = 0;           // of what was asked for
+        this.checksum = 0;      // of the part that comes, so far
         this.fetched = 0;       // bytes downloaded since the copy was opened
+        this.onFetch = () => {};
     }
 
     get complete() {
@@ -81,7 +86,7 @@ export class Copy {
 
     /** Bytes to download, about. */
     get missing() {
-        return this.parts.reduce((sum, there) => sum + (there ? 0 : PART), 0);
+        return Math.min(this.size, this.parts.reduce((sum, there) => sum + (there ? 0 : this.part), 0)) - this.position % this.part;
     }
 
     /** @param {number} offset @param {number} length @returns {Promise<Uint8Array>} */
@@ -100,19 +105,22 @@ export class Copy {
         this.close();
     }
 
-    /** Whether the header is what model.json says; if not, it is fetched again when it is read next. */
-    async checkHeader() {
-        const sound = crc32(await this.read(0, this.header.size)).toString(16).padStart(8, "0") === this.header.crc32;
-        if (!sound) await this.forget(0, this.header.size);
-        return sound;
+    /** Whether the header is what model.json says. Blobs have checksums in the package; it has not. */
+    async headerIsSound() {
+        return text(crc32(await this.read(0, this.header.size))) === this.header.crc32;
     }
 
-    /** Have a range downloaded again when it is read next. @param {number} start @param {number} end */
-    async forget(start, end) {
+    /** Check what is stored, and have the parts that are damaged downloaded again when they are read next. @returns {Promise<boolean>} if any is */
+    async repair() {
         this.cancel();
         await this.unlock();
-        this.parts.fill(0, Math.floor(start / PART), Math.ceil(end / PART));
+        const there = this.parts.slice(), bytes = new Uint8Array(this.part);
+        for (let part = 0; part < this.parts.length; part++) {
+            const size = this.writable.data.read(bytes, { at: part * this.part });
+            if (text(crc32(bytes.subarray(0, size))) !== this.checksums[part]) this.parts[part] = 0;
+        }
         this.writable.index.write(this.parts, { at: 0 });
+        return there.some((was, part) => was !== this.parts[part]);
     }
 
     /** Let other pages have the file. */
@@ -143,7 +151,7 @@ export class Copy {
 
     /** @param {number} start @param {number} end */
     async fetch(start, end) {
-        for (let part = Math.floor(start / PART), failures = 0; part * PART < end;) {
+        for (let part = Math.floor(start / this.part), failures = 0; part * this.part < end;) {
             if (this.parts[part]) {
                 part++;
                 failures = 0;
@@ -162,18 +170,22 @@ export class Copy {
 
     /** Write one piece of the download that leads to a part. @param {number} part */
     async pull(part) {
-        if (!this.reader || this.position > (part + 1) * PART) await this.request(part);
+        if (!this.reader || this.position > (part + 1) * this.part) await this.request(part);
         const { done, value } = await /** @type {ReadableStreamDefaultReader<Uint8Array>} */ (this.reader).read();
-        if (value) this.take(value);
+        for (let rest = value ?? new Uint8Array(); rest.length;) {
+            const room = this.part - this.position % this.part;
+            this.take(rest.subarray(0, room));
+            rest = rest.subarray(room);
+        }
         if (!done) return;
         this.reader = undefined;
-        if (this.position < this.end) throw new TypeError("the download ended early");
+        if (this.position < this.end) throw new TypeError("it ended early");
     }
 
     /** Ask for a part and all missing ones right behind it. @param {number} part */
     async request(part) {
         this.cancel();
-        const present = this.parts.indexOf(1, part), start = part * PART, end = present < 0 ? this.size : present * PART;
+        const present = this.parts.indexOf(1, part), start = part * this.part, end = present < 0 ? this.size : present * this.part;
         const headers = end - start < this.size ? { Range: `bytes=${start}-${end - 1}` } : undefined;
         const response = await fetch(this.url, { headers, cache: "no-store" });
         if (!response.ok || !response.body) throw new PackageError(`${this.name} cannot be fetched: the server answers ${response.status}`);
@@ -188,17 +200,19 @@ export class Copy {
         return response.headers.get("Content-Encoding") ? 0 : response.headers.get("Content-Length");
     }
 
-    /** @param {Uint8Array} bytes */
+    /** @param {Uint8Array} bytes that lie in one part */
     take(bytes) {
-        const from = this.position;
+        const part = Math.floor(this.position / this.part);
+        if (this.position + bytes.length > this.size) throw this.changed();
+        this.writable.data.write(bytes, { at: this.position });
+        this.checksum = crc32(bytes, this.position % this.part ? this.checksum : 0);
         this.position += bytes.length;
-        if (this.position > this.size) throw this.changed();
-        this.writable.data.write(bytes, { at: from });
         this.fetched += bytes.length;
-        const first = Math.floor(from / PART), behind = this.position === this.size ? this.parts.length : Math.floor(this.position / PART);
-        if (behind === first) return;
+        this.onFetch();
+        if (this.position % this.part && this.position < this.size) return;
+        if (text(this.checksum) !== this.checksums[part]) throw new TypeError("what came is damaged");
         this.writable.data.flush();     // before the index says that it is there
-        this.parts.fill(1, first, behind);
+        this.parts[part] = 1;
         this.writable.index.write(this.parts, { at: 0 });
         this.writable.index.flush();
     }
@@ -217,4 +231,9 @@ export class Copy {
         if (!(error instanceof TypeError)) return error;
         return new PackageError(`the download of ${this.name} stopped (${error.message}): what has arrived is kept; reload the page to go on`);
     }
+}
+
+/** A checksum as the package and model.json write it. @param {number} checksum */
+function text(checksum) {
+    return checksum.toString(16).padStart(8, "0");
 }

@@ -7,7 +7,7 @@ import { describe, fitted } from "./prompt.js";
 import { Copy, evict } from "./store.js";
 import { load } from "./tilewright.js";
 
-const REFETCHES = 2;        // of a part whose checksum is wrong, until the server is to blame
+const EVERY = 100;          // ms between two words on the download
 const LOSSES = 3;           // of the device without a token between them, until it is given up
 const RETURN = 1000;        // ms that a GPU may take to come back, longer every time
 
@@ -36,8 +36,8 @@ self.addEventListener("message", async ({ data }) => {
 });
 
 /** @param {any} error */
-function described({ name, kind, message, blob }) {
-    return { name, kind, blob, message: String(message) };
+function described({ name, kind, message }) {
+    return { name, kind, message: String(message) };
 }
 
 async function open() {
@@ -46,6 +46,7 @@ async function open() {
     description = await answer.json();
     copy = await Copy.open(description).catch(() => undefined);     // then it is downloaded every time
     const stored = copy?.complete ?? false;
+    if (copy) copy.onFetch = onFetch;
     await begin();
     const { info, adapter, variant, memory, tokenizer } = /** @type {NonNullable<typeof model>} */ (model);
     tell("ready", { info, adapter, memory, variant: variant.name, name: description.name, size: description.size, stored, kept: Boolean(copy),
@@ -53,41 +54,39 @@ async function open() {
     await copy?.finish();
 }
 
-/** Load the model, and fetch again what turns out to be damaged. */
+/** Load the model, and fetch again what turns out to be damaged in the copy. */
 async function begin() {
-    for (let refetches = 0; ; refetches++) {
-        try {
-            if (copy && !await copy.checkHeader()) throw new PackageError(`${description.name} is damaged: the checksum of its header does not match`);
-            model = await load(copy ?? new URL(description.file, location.href), { onProgress });
-            watch(model);
-            return;
-        } catch (error) {
-            if (error instanceof DOMException && copy) {     // the disk is full, or was cleared: do without it
-                copy.close();
-                copy = undefined;
-            } else if (!(error instanceof PackageError && copy) || refetches === REFETCHES) {
-                throw error.kind === "memory" ? await explained(error) : error;
-            } else if (error.blob) {
-                await copy.forget(...await rangeOf(error.blob));
-            }
+    try {
+        if (copy && !await copy.headerIsSound()) throw new PackageError(`${description.name} is damaged: the checksum of its header does not match`);
+        model = await load(copy ?? new URL(description.file, location.href), { onProgress });
+        watch(model);
+    } catch (error) {
+        if (error instanceof DOMException && copy) {     // the disk is full, or was cleared: do without it
+            copy.close();
+            copy = undefined;
+        } else if (!(error instanceof PackageError && await copy?.repair())) {
+            throw error.kind === "memory" ? await explained(error) : error;
         }
+        await begin();
     }
 }
 
-/** @param {{ done: number, total: number }} progress */
+/** What of the package is on the GPU; while it is downloaded, `onFetch` tells more. @param {{ done: number, total: number }} progress */
 function onProgress({ done, total }) {
-    tell("progress", { done, total, fetched: copy?.fetched ?? done });
+    if (done === total || !copy?.fetched) tell("progress", { done, total, fetched: copy ? 0 : done });
+}
+
+let told = 0;
+
+function onFetch() {
+    if (!copy || performance.now() - told < EVERY) return;
+    told = performance.now();
+    tell("progress", { done: copy.size - copy.missing, total: copy.size, fetched: copy.fetched });
 }
 
 async function manifest() {
     const text = await /** @type {Copy} */ (copy).read(4, description.header.size - 4);
     return JSON.parse(new TextDecoder().decode(text));
-}
-
-/** @param {string} blob @returns {Promise<[start: number, end: number]>} in the file */
-async function rangeOf(blob) {
-    const { offset, size } = (await manifest()).blobs[blob], start = description.header.size + offset;
-    return [start, start + size];
 }
 
 /** An error about memory with what would fit. @param {DeviceError} error */
