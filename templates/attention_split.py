@@ -42,9 +42,16 @@ class AttentionSplit(Kernel):
         read = traffic / device.bandwidth * max(1.0, device.bandwidth * LATENCY / under_way)
         # a key costs its products, and each of its invocations the sum over the others and two exponentials
         shared = 2 * s["cols"].bit_length() if s["subgroup"] else 3 * s["cols"] + 40 / s["batch"] if s["cols"] > 1 else 0
-        work = rows * q_heads * keys * (4 * dim + s["cols"] * (shared + 16 + 16 / s["batch"] + dim / s["cols"] / s["batch"]))
-        merge = 4e-9 * s["heads"] * (s["lanes"] // s["cols"]) * max(1.0, invocations / device.width)
-        return device.launch + max(read, work / device.flops / min(1.0, invocations / device.width)) + merge
+        extra = s["cols"] * (shared + 16 + 16 / s["batch"])
+        if s["subgroup"] and s["cols"] >= 1 << (s["heads"] - 1).bit_length():       # scores are spread: few exponentials
+            extra = 7 * s["cols"] + 40
+        registers = 1 if s["heads"] * dim // s["cols"] <= 32 or not s["subgroup"] else 1.3
+        # small workgroups share less of what is read, and large ones wait longer at their barriers
+        uneven = 1 + 16 / s["lanes"] + s["lanes"] / 4096
+        work = rows * q_heads * keys * (4 * dim + extra + dim / s["batch"]) * registers * uneven
+        merge = 1.2e-7 * s["heads"] * (s["lanes"] // s["cols"]) * max(1.0, invocations / device.width)
+        computed = work / device.flops / min(1.0, invocations / device.width)
+        return device.launch + max(read, computed) + min(read, computed) / 4 + merge        # one hides most of the other
 
     def grid(self, site: Site, s: Schedule) -> tuple[int, int, int]:
         return self._splits(site), site.shape("q")[1] // s["heads"], site.shape("q")[0]

@@ -20,7 +20,9 @@ class MatMulQ8(MatMul):
     def seconds(self, site: Site, s: Schedule, workgroups: int, reads: float) -> float:
         device, rows, cols, k = site.device, s["rows"], s["cols"], site.shape("w")[-1]
         # a block's product of 32 is some 20 instructions where 32 multiplications of numbers are 32; operands are read for each
-        products = s["tile_rows"] * s["tile_cols"] * k * (0.6 + 0.8 * (rows + cols) / (rows * cols)) + 40 * k * (s["tile_rows"] + s["tile_cols"]) / 8
+        products = s["tile_rows"] * s["tile_cols"] * k * (0.6 + 0.8 * (rows + cols) / (rows * cols)) + 16 * k * (s["tile_rows"] + s["tile_cols"]) / 8
+        # what waits in registers for its turn leaves room for less, and large workgroups wait longer at their barriers
+        products *= 1 + 0.02 * s["depth"] * (s["tile_rows"] + s["tile_cols"]) / self.threads(site, s) + self.threads(site, s) / 2048
         slots = max(1, device.width // (16 * self.threads(site, s)))
         arithmetic = 2 * products * divide(workgroups, slots) * slots / device.flops
         return device.launch * (1 + 0.01 * divide(k // 32, s["depth"])) + max(arithmetic, reads / device.bandwidth)
