@@ -171,7 +171,8 @@ def render(site: Site, kernel: Kernel, choice: Choice) -> Shader:
     context = {**{name: operands[value] for name, value in site.operands.items() if value in operands},
                "outs": [operands[n] for n in site.op.outputs], "out": operands[site.op.outputs[0]],
                "attr": SimpleNamespace(**dict(site.anchor.attrs)), "norm": _norm(site, operands), "at": operands.__getitem__,
-               "finish": (FinishHeads if site.to_caches else Finish)(site, operands), "rounding": _rounding(site, operands), "pairs": site.pairs, "literal": literal, **schedule}
+               "finish": (FinishHeads if site.to_caches else Finish)(site, operands), "rounding": _rounding(site, operands), "pairs": site.pairs,
+               "literal": literal, **schedule}
     try:
         body = template_environment(kernel.source.parent).get_template(kernel.source.name).render(context | kernel.context(site, schedule))
     except jinja2.TemplateError as err:
