@@ -126,14 +126,14 @@ def matvecs(dtype: str):
     yield "3 tokens, norm", make((3,), 21, 72, norm=True), {}
     yield "blocks of 256", make((2,), 20, 512, "q4_k", norm=True), {}
     yield "11 tokens", make((11,), 19, 40, "bf16"), {}
+    yield from _matvecs_to_heads(dtype)
 
 
 # rows of different sequences: beyond the end of a cache of ten rows, padding
 AT = {"position": ints(9, 2, -1, 13, 0), "slot": ints(0, 1, 0, 2, 1)}
 
 
-@of("matvec")
-def matvecs_to_heads(dtype: str):
+def _matvecs_to_heads(dtype: str):
     for label, dim, rotary, interleaved, layout, normed, biased in (
             ("heads, halves, norm", 8, 4, False, "row", True, False), ("heads, pairs", 6, 3, True, "bf16", False, False),
             ("heads, partial halves, bias", 10, 3, False, "f16", False, True), ("heads, partial pairs", 12, 2, True, "q4_0", False, False)):
@@ -243,10 +243,10 @@ def matvecs_q8(dtype: str):
         x, feeds = rounded(g, shape)
         y = g.matmul_q8(*x, g.weight("w", (out, shape[-1]), layout=layout), dtype=dtype, **{"eps": eps} if eps else {})
         yield label, g.graph(_after(g, y, after)), feeds
+    yield from _matvecs_q8_to_heads(dtype)
 
 
-@of("matvec_q8")
-def matvecs_q8_to_heads(dtype: str):
+def _matvecs_q8_to_heads(dtype: str):
     """Keys and values, and heads without RoPE: with both, more is bound than every device allows."""
     for label, dim, interleaved, eps in (("keys, halves, norm", 10, False, 1e-5), ("keys, pairs", 8, True, 0.0)):
         g = Builder()
