@@ -15,6 +15,7 @@ import jinja2
 
 from .elementwise_ops import FUNCTIONS
 from .expressions import broadcast_index, chooses, chosen_rows, element, literal, operands_read
+from .head_results import FinishHeads
 from .ir import Choice, GraphError, Op
 from .kernel import Kernel, Site
 from .layouts import LAYOUTS
@@ -170,7 +171,8 @@ def render(site: Site, kernel: Kernel, choice: Choice) -> Shader:
     context = {**{name: operands[value] for name, value in site.operands.items() if value in operands},
                "outs": [operands[n] for n in site.op.outputs], "out": operands[site.op.outputs[0]],
                "attr": SimpleNamespace(**dict(site.anchor.attrs)), "norm": _norm(site, operands), "at": operands.__getitem__,
-               "finish": Finish(site, operands), "rounding": _rounding(site, operands), "pairs": site.pairs, "literal": literal, **schedule}
+               "finish": (FinishHeads if site.to_caches else Finish)(site, operands), "rounding": _rounding(site, operands), "pairs": site.pairs,
+               "literal": literal, **schedule}
     try:
         body = template_environment(kernel.source.parent).get_template(kernel.source.name).render(context | kernel.context(site, schedule))
     except jinja2.TemplateError as err:
@@ -251,6 +253,10 @@ class Finish:
         leading dimensions of the result, columns over its last. keep: where to leave what is rounded afterwards."""
         start = dict(zip(self._starts(), [acc] if isinstance(acc, str) else acc, strict=True))
         return self._run(start, self.site.epilogue, row, self._column(col), keep)
+
+    def line(self, row: str, part: int) -> str:
+        """The row of the weight for result `row` of the anchor, of a pair its first (part 0) or second (1): itself."""
+        return row
 
     def _column(self, col: str) -> str:
         """The column of the whole result, where this op makes a part of the columns."""

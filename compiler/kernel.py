@@ -63,8 +63,13 @@ class Site:
 
     @property
     def pairs(self) -> bool:
-        """Whether the epilogue takes even and odd columns together."""
-        return bool(self.epilogue) and self.epilogue[0].kind == "unzip"
+        """Whether the epilogue takes columns two by two: even and odd ones, or those of a head that RoPE turns together."""
+        return self.to_caches or (bool(self.epilogue) and self.epilogue[0].kind == "unzip")
+
+    @property
+    def to_caches(self) -> bool:
+        """Whether the anchor's results end in caches."""
+        return OPS[self.anchor.kind].anchor and any(p.kind == "cache_write" for p in self.epilogue)
 
     @cached_property
     def aliases(self) -> dict[str, str]:

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ..compiler.head_results import head_streams
 from ..compiler.kernel import Kernel, Schedule, Site, divide, spread
 from ..compiler.layouts import LAYOUTS
 
@@ -12,8 +13,9 @@ UNROLLED = 64
 
 class MatVec(Kernel):
     def accepts(self, site: Site) -> bool:
-        normed = [p.kind for p in site.prologue] == ["rms_norm"]
-        return site.anchor.kind == "matmul" and site.elementwise_epilogue and (not site.prologue or (normed and self._total(site) <= 8))
+        normed, few = [p.kind for p in site.prologue] == ["rms_norm"], site.anchor.kind == "matmul" and self._total(site) <= 8
+        ours = site.anchor.kind == "matmul" and (site.elementwise_epilogue or (few and bool(head_streams(site))))
+        return ours and (not site.prologue or (normed and few))
 
     def schedules(self, site: Site) -> Iterator[Schedule]:
         device, size, tokens = site.device, site.device.subgroup_size, self._tokens(site)

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 
 from ..compiler.expressions import literal
+from ..compiler.head_results import head_streams
 from ..compiler.kernel import Schedule, Site, divide
 from .matvec import MatVec
 
@@ -18,8 +19,10 @@ class MatVecQ8(MatVec):
     kinds: tuple[str, ...] = ("matmul_q8",)
 
     def accepts(self, site: Site) -> bool:
-        if site.anchor.kind not in self.kinds or site.prologue or not site.elementwise_results:
+        if site.anchor.kind not in self.kinds or site.prologue:
             return False
+        if not site.elementwise_results:
+            return site.anchor.kind == "matmul_q8" and self._total(site) <= 8 and bool(head_streams(site))
         # rounding needs whole blocks: some way to hold them, and a weight that will not be cut into pieces
         whole = site.bytes("w") <= site.device.limit("max_storage_buffer_binding_size") and self._total(site) <= 8
         return not site.rounding or (whole and next(self.schedules(site), None) is not None)

@@ -33,7 +33,7 @@ $# Add the products of token t's x, which starts at unit x<t>, with the rows of 
 $$ macro products(base="", factor="")
 $$ for r in range(rows)
 $$ set row = "first + %du" % r
-    let row{{ r }} = ({{ base + " + " if base }}{{ row if N % (rows * groups) == 0 else "min(%s, %du)" % (row, N - 1) }}) * {{ blocks }}u;
+    let row{{ r }} = ({{ base + " + " if base }}{{ finish.line(row if N % (rows * groups) == 0 else "min(%s, %du)" % (row, N - 1), r % 2) }}) * {{ blocks }}u;
 $$ endfor
     for (var block = lane; block < {{ blocks }}u; block += {{ lanes }}u) {
 $$ for r in range(rows)

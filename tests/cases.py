@@ -126,6 +126,23 @@ def matvecs(dtype: str):
     yield "3 tokens, norm", make((3,), 21, 72, norm=True), {}
     yield "blocks of 256", make((2,), 20, 512, "q4_k", norm=True), {}
     yield "11 tokens", make((11,), 19, 40, "bf16"), {}
+    yield from _matvecs_to_heads(dtype)
+
+
+# rows of different sequences: beyond the end of a cache of ten rows, padding
+AT = {"position": ints(9, 2, -1, 13, 0), "slot": ints(0, 1, 0, 2, 1)}
+
+
+def _matvecs_to_heads(dtype: str):
+    for label, dim, rotary, interleaved, layout, normed, biased in (
+            ("heads, halves, norm", 8, 4, False, "row", True, False), ("heads, pairs", 6, 3, True, "bf16", False, False),
+            ("heads, partial halves, bias", 10, 3, False, "f16", False, True), ("heads, partial pairs", 12, 2, True, "q4_0", False, False)):
+        g = Builder()
+        x = g.state("x", (5, 64), dtype)
+        x = g.rms_norm(x, g.weight("norm", (64,)), eps=1e-5) if normed else x
+        y = g.matmul(x, g.weight("w", (7 * dim, 64), layout=layout))
+        y = g.add(y, g.weight("bias", (7 * dim,))) if biased else y
+        yield label, g.graph(*to_heads(g, y, dim, rotary, interleaved)), AT
 
 
 @of("matmul")
@@ -226,6 +243,23 @@ def matvecs_q8(dtype: str):
         x, feeds = rounded(g, shape)
         y = g.matmul_q8(*x, g.weight("w", (out, shape[-1]), layout=layout), dtype=dtype, **{"eps": eps} if eps else {})
         yield label, g.graph(_after(g, y, after)), feeds
+    yield from _matvecs_q8_to_heads(dtype)
+
+
+def _matvecs_q8_to_heads(dtype: str):
+    """Keys and values, and heads without RoPE: with both, more is bound than every device allows."""
+    for label, dim, interleaved, eps in (("keys, halves, norm", 10, False, 1e-5), ("keys, pairs", 8, True, 0.0)):
+        g = Builder()
+        x, feeds = rounded(g, (5, 96))
+        y = g.matmul_q8(*x, g.weight("w", (4 * dim, 96), layout="q4_0"), dtype=dtype, **{"eps": eps} if eps else {})
+        k, v = g.op("split", y, sizes=(2 * dim, 2 * dim), head_dim=dim)
+        k = g.rope(k, g.weight("table", (16, dim // 2, 2)), g.input("position", (5,)), interleaved=interleaved)
+        yield label, g.graph(*to_caches(g, k, v)), {**feeds, **AT}
+    g = Builder()
+    x, feeds = rounded(g, (3, 64))
+    y = g.matmul_q8(*x, g.weight("w", (42, 64), layout="q8_0"), dtype=dtype)
+    q, k, v = g.op("split", y, sizes=(18, 12, 12), head_dim=6)
+    yield "heads without RoPE", g.graph(g.scale(q, by=0.5), *to_caches(g, k, v)), {**feeds, **{n: at[2:] for n, at in AT.items()}}
 
 
 @of("matvec_q8")
@@ -293,33 +327,37 @@ def expert_tiles_q8(dtype: str):
 @of("heads")
 def heads(dtype: str):
     """Llama's, with rotary halves; Llama 4's, with pairs and the norm after; one without RoPE, with a partial one; padding rows."""
-    at = {"position": ints(9, 2, -1, 13, 0), "slot": ints(0, 1, 0, 2, 1)}
     for label, dim, rotary, interleaved, norm in (("halves", 8, 4, False, ""), ("pairs, norm after", 6, 3, True, "after"),
                                                   ("partial, norm before", 68, 8, False, "before")):
         g = Builder()
-        yield label, g.graph(*_heads(g, dtype, dim, rotary, interleaved, norm)), at
+        yield label, g.graph(*to_heads(g, g.state("x", (5, 7 * dim), dtype), dim, rotary, interleaved, norm)), AT
     g = Builder()
-    yield "rounded cache", g.graph(*_heads(g, dtype, 96, 48, False, "after", "q8_cache")), at
+    yield "rounded cache", g.graph(*to_heads(g, g.state("x", (5, 672), dtype), 96, 48, False, "after", "q8_cache")), AT
     g = Builder()
     q, = g.op("split", g.state("x", (5, 24), dtype), sizes=(24,), head_dim=8)
     y = g.position_scale(q, g.weight("factor", (16,)), g.input("position", (5,)))
-    yield "scaled by position", g.graph(y), {"position": at["position"]}
+    yield "scaled by position", g.graph(y), {"position": AT["position"]}
 
 
-def _heads(g: Builder, dtype: str, dim: int, rotary: int, interleaved: bool, norm: str, layout: str = "row") -> list[str]:
+def to_heads(g: Builder, y: str, dim: int, rotary: int, interleaved: bool, norm: str = "", layout: str = "row") -> list[str]:
     """3 query heads and 2 of keys and values: split, RoPE and norm of the first two, cache writes."""
-    q, k, v = g.op("split", g.state("x", (5, 7 * dim), dtype), sizes=(3 * dim, 2 * dim, 2 * dim), head_dim=dim)
-    position, slot, table = g.input("position", (5,)), g.input("slot", (5,)), g.weight("table", (16, rotary, 2))
+    q, k, v = g.op("split", y, sizes=(3 * dim, 2 * dim, 2 * dim), head_dim=dim)
+    position, table = g.input("position", g.shape(y)[:1]), g.weight("table", (16, rotary, 2))
     done = []
     for x in (q, k):
         if norm == "before":
             x = g.rms_norm(x, g.weight(f"norm_{x}", (dim,)), eps=1e-5)
         x = g.rope(x, table, position, interleaved=interleaved)
         done.append(g.rms_norm(x, eps=1e-5) if norm == "after" else x)
-    kept = dtype if layout == "row" else "f32"
-    caches = [g.cache_write(g.state(name, (3, 2, 10, dim), kept, layout), x, position, slot, rounding=layout)
-              for name, x in (("keys", done[1]), ("values", v))]
-    return [done[0], *caches]
+    return [done[0], *to_caches(g, done[1], v, layout)]
+
+
+def to_caches(g: Builder, k: str, v: str, layout: str = "row") -> list[str]:
+    """Keys and values written to caches of 10 rows for 3 sequences."""
+    rows, heads, dim = g.shape(k)
+    at = [g.input(name, (rows,)) for name in ("position", "slot")]
+    kept = g.values[k].dtype if layout == "row" else "f32"
+    return [g.cache_write(g.state(name, (3, heads, 10, dim), kept, layout), x, *at, rounding=layout) for name, x in (("keys", k), ("values", v))]
 
 
 class Shape(NamedTuple):
