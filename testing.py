@@ -136,7 +136,7 @@ def check(gpu: Gpu, graph: Graph, kernel: Kernel, device: Device, feeds: Mapping
         relative, absolute = kernel.tolerance(site)
         for name in graph.ops[0].outputs:
             if graph.values[name].dtype in ("i32", "u32"):
-                _same_integers(got[name], want[name], name in bytes_of, f"{kernel.name} with {s} on {device.name}: %{name}")
+                _same_integers(got[name], want[name], name in bytes_of, relative > 1e-3, f"{kernel.name} with {s} on {device.name}: %{name}")
                 continue
             scale = max(1.0, float(np.abs(want[name]).max(initial=0)))
             result = got[name] if graph.values[name].layout == "row" else _same_side(got[name], want[name], before[name], relative)
@@ -185,13 +185,15 @@ def _indices(graph: Graph) -> dict[str, np.ndarray]:
     return found
 
 
-def _same_integers(got: np.ndarray, want: np.ndarray, rounded: bool, where: str) -> None:
-    """Equal; or, of numbers rounded to bytes, at most a few that float error took to the neighbouring integer."""
+def _same_integers(got: np.ndarray, want: np.ndarray, rounded: bool, halves: bool, where: str) -> None:
+    """Equal; or, of numbers rounded to bytes, at most a few that float error took to the neighbouring integer. halves: numpy rounded
+    those numbers to f16 before, which moves the largest of 127 by 127 / 2**12 of a step, and as many of them across a boundary."""
     if not rounded:
         np.testing.assert_array_equal(got, want, err_msg=where)
         return
     apart = np.abs(got.view(np.int8).astype(int) - want.view(np.int8))
-    assert apart.max(initial=0) <= 1 and (apart > 0).sum() <= 2 + 0.01 * apart.size, f"{where}: {(apart > 0).sum()} of {apart.size} integers differ"
+    most = 2 + (127 / 2**12 if halves else 0.01) * apart.size
+    assert apart.max(initial=0) <= 1 and (apart > 0).sum() <= most, f"{where}: {(apart > 0).sum()} of {apart.size} integers differ"
 
 
 def _same_side(got: np.ndarray, want: np.ndarray, before: np.ndarray, relative: float) -> np.ndarray:

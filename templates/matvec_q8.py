@@ -14,6 +14,8 @@ from .matvec import MatVec
 SHAPES = ((32, 4), (32, 2), (32, 8), (32, 16), (32, 32), (8, 4), (8, 8), (8, 16), (16, 8), (16, 16), (64, 2), (64, 4), (64, 8),
           (128, 4), (128, 8), (128, 2), (256, 1), (256, 2), (256, 4), (512, 1), (512, 2))
 
+REGISTERS = 150     # that blocks under way may take
+
 
 class MatVecQ8(MatVec):
     kinds: tuple[str, ...] = ("matmul_q8",)
@@ -30,13 +32,16 @@ class MatVecQ8(MatVec):
     def schedules(self, site: Site) -> Iterator[Schedule]:
         size, least = site.device.subgroup_size, 2 if site.pairs else 1
         tokens, blocks = self._tokens(site), site.shape("w")[-1] // 32
+        words = 8 * site.bytes("w") / site.value("w").size      # of a block
         for lanes, groups in SHAPES:
             for rows in (1, 2, 4, 8) if lanes < 128 else (4, 8, 16, 32):
                 for unroll in self._unrolls(lanes, blocks):
                     fitting = blocks >= lanes * unroll or (unroll == 1 and (lanes < 128 or 4 * blocks >= 3 * lanes))
                     if site.rounding:       # whole blocks of 32 results, a quad of them an invocation
                         fitting = fitting and rows // least * groups % 32 == 0 and tokens * rows // least * groups <= 4 * lanes * groups
-                    if rows >= least and fitting and rows * unroll * tokens <= (20 if lanes < 128 else 32) and rows // least * tokens <= lanes:
+                    held = rows * unroll * tokens
+                    fitting = fitting and held <= (20 if lanes < 128 else 32) and held * words <= REGISTERS
+                    if rows >= least and fitting and rows // least * tokens <= lanes:
                         s = {"lanes": lanes, "groups": groups, "rows": rows, "tokens": tokens, "unroll": unroll}
                         if site.device.subgroups and lanes % size == 0:
                             yield {**s, "subgroup": size}

@@ -26,12 +26,12 @@ class Case(NamedTuple):
     feeds: Feeds
 
 
-MAKERS: dict[str, Maker] = {}
+MAKERS: list[tuple[str, Maker]] = []
 
 
 def cases() -> Iterator[Case]:
     """All cases; kernels that store activations have them in f32 and in f16."""
-    for kernel, make in MAKERS.items():
+    for kernel, make in MAKERS:
         for dtype in ("f32", "f16"):
             for label, graph, given in make(dtype):
                 graph = fuse_all(graph)
@@ -39,8 +39,11 @@ def cases() -> Iterator[Case]:
 
 
 def of(kernel: str) -> Callable[[Maker], Maker]:
-    """Enter a function as the maker of a kernel's cases."""
-    return lambda make: MAKERS.setdefault(kernel, make)
+    """Enter a function as a maker of a kernel's cases."""
+    def enter(make: Maker) -> Maker:
+        MAKERS.append((kernel, make))
+        return make
+    return enter
 
 
 def ints(*values: int) -> np.ndarray:
@@ -265,7 +268,7 @@ def _matvecs_q8_to_heads(dtype: str):
 @of("matvec_q8")
 def rounded_results(dtype: str):
     """Results that are rounded where they are made: beside themselves, as a residual is, or alone."""
-    for label, rows, gated in (("residual, rounded", 3, False), ("gated, rounded", 2, True)):
+    for label, rows, gated in (("residual, rounded", 3, False), ("gated, rounded", 2, True), ("residual, weighed, rounded", 1, False)):
         g = Builder()
         x, feeds = rounded(g, (rows, 128))
         y = g.matmul_q8(*x, g.weight("w", (192, 128), layout="q4_0"), dtype=dtype)
@@ -274,7 +277,8 @@ def rounded_results(dtype: str):
             yield label, g.graph(*g.quantize(g.mul(g.silu(a), b))), feeds
         else:
             y = g.add(y, g.state("residual", (rows, 192), dtype))
-            yield label, g.graph(y, *g.quantize(y, g.weight("norm", (192,)))), feeds
+            norm = [g.weight("norm", (192,))] if "weighed" in label else []
+            yield label, g.graph(y, *g.quantize(y, *norm)), feeds
 
 
 @of("matmul_q8")
@@ -448,7 +452,7 @@ def _second(kind: str, dtype: str):
 
 
 for _kind in ("argmax", "sample"):
-    MAKERS |= {f"{_kind}_blocks": partial(_first, _kind), _kind: partial(_second, _kind)}
+    MAKERS += [(f"{_kind}_blocks", partial(_first, _kind)), (_kind, partial(_second, _kind))]
 
 
 __all__ = ["Case", "cases"]

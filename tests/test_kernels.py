@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 from cases import Case, cases
 from tilewright.compiler.device import DEFAULT_LIMITS, Device
+from tilewright.compiler.kernel import Site
 from tilewright.templates import KERNELS
 from tilewright.testing import check, schedules
 
@@ -23,5 +24,8 @@ def test_every_kernel_against_numpy(gpu, device, case: Case):
     if "f16" in case.label.split()[-1] and "shader-f16" not in device.features:
         pytest.skip(f"{device.name} has no shader-f16")
     for form in forms(device):
+        if Site(case.graph, case.graph.ops[0], form).bindings > form.limit("max_storage_buffers_per_shader_stage"):
+            assert form.limits == DEFAULT_LIMITS        # where fusion does not make such an op
+            continue
         assert list(schedules(case.graph, kernel, form)), f"{case.kernel} has no schedule for {case.label} on {form.name}"
         check(gpu, case.graph, kernel, form, case.feeds, limit=SOME)
