@@ -105,7 +105,9 @@ class Model:
         self.package, self.info = package, package.manifest["model"]
 
     def close(self) -> None:
-        """Free the device's memory."""
+        """Free the device's memory; streams end."""
+        self._turn += 1     # one that is collected later leaves the player alone
+        self.player.drain()
         self.player.close()
 
     def checked(self, token_ids: Sequence[int]) -> np.ndarray:
