@@ -132,7 +132,6 @@ def _tuned(step: Step, name: str, key: str, kernels: Mapping[str, Kernel], most:
     if not (decided := contest.decide(eligible, until)):
         return None
     winner, seconds = decided
-
     times = {c: Timing(c, s, _estimate(sites.get(c, site), c, kernels)) for c, s in seconds.items()}
     if winner:
         step.now = step.exchanged(key, contest.variants[winner])
@@ -193,8 +192,9 @@ def ratios(seconds: np.ndarray) -> np.ndarray:
 
 
 def gains(seconds: np.ndarray) -> np.ndarray:
-    """Seconds that every list takes more than the first; [lists]."""
-    return np.median((seconds[..., 1:] - seconds[..., :1]).mean(0), 0)
+    """Seconds that every list takes more than the first, by the ratios of rounds, the mean of all contexts; [lists]."""
+    first = np.median(seconds[..., :1], 1, keepdims=True)
+    return np.median(first * (seconds[..., 1:] / seconds[..., :1] - 1), 1).mean(0)
 
 
 def better(seconds: np.ndarray) -> bool:
