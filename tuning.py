@@ -77,26 +77,27 @@ def tune(model: Model, device: Device, kernels: Mapping[str, Kernel], most: int 
     model.player.drain()
     steps = steps_of(model, device, programs)
     ordered = _heaviest(steps, kernels)
-    for done, (name, key) in enumerate(ordered):
+    for done, (weight, name, key) in enumerate(ordered):
         if (left := until - time.perf_counter()) <= 0:
             break
         progress(f"tuning {name}: {'+'.join(steps[name].works[key].site.op.kinds)}", done, len(ordered))
         steps[name].warm(AGAIN if found else FIRST)
-        if result := _tuned(steps[name], name, key, kernels, most, min(until, time.perf_counter() + max(1.0, left / 4))):
+        share = max(0.25, weight / sum(w for w, _, _ in ordered[done:]))
+        if result := _tuned(steps[name], name, key, kernels, most, min(until, time.perf_counter() + max(1.0, share * left))):
             uses = sum((s.works[key].uses for s in steps.values() if key in s.works), Counter[str]())
             found.append(replace(result, uses=dict(uses)))
     return _judged(steps, found)
 
 
-def _heaviest(steps: Mapping[str, Step], kernels: Mapping[str, Kernel]) -> list[tuple[str, str]]:
-    """Step and op, every op where it weighs most."""
+def _heaviest(steps: Mapping[str, Step], kernels: Mapping[str, Kernel]) -> list[tuple[float, str, str]]:
+    """Weight, step and op, every op where it weighs most."""
     weights: dict[str, tuple[float, str]] = {}
     for name, step in steps.items():
         estimates = {key: len(w.places) * _estimate(w.site, w.site.op.choice, kernels) for key, w in step.works.items()}
         for key, estimate in estimates.items():
             if estimate >= SHARE * sum(estimates.values()):
                 weights[key] = max(weights.get(key, (0.0, "")), (estimate * step.runs, name))
-    return [(name, key) for key, (_, name) in sorted(weights.items(), key=lambda item: -item[1][0])]
+    return sorted(((weight, name, key) for key, (weight, name) in weights.items()), reverse=True)
 
 
 def _estimate(site: Site, choice: Choice | None, kernels: Mapping[str, Kernel]) -> float:
@@ -124,8 +125,8 @@ def _tuned(step: Step, name: str, key: str, kernels: Mapping[str, Kernel], most:
     if not eligible or default is None:
         return None
     sites = dict.fromkeys(eligible, site)
-    if portable and portable[1] not in (default, *eligible):
-        sites = {portable[1]: portable[0], **sites}      # first, should time be short
+    if portable and portable[1] != default:
+        sites = {portable[1]: sites.get(portable[1], portable[0]), **sites}      # first, should time be short
     contest = Contest(step, key, kernels)
     now = time.perf_counter()
     contest.look(sites, (now + until) / 2)

@@ -140,7 +140,7 @@ def test_a_faster_choice_is_found_in_the_model(gpu, device, model, monkeypatch):
     slow = candidates(site, KERNELS)[-1][1]
     slowed = loaded(gpu, replace(device, tuned={site.signature: slow}))
     before = slowed.logits([1, 2, 3])
-    monkeypatch.setattr(tuning, "_heaviest", lambda steps, kernels: [("decode_1", site.signature)])
+    monkeypatch.setattr(tuning, "_heaviest", lambda steps, kernels: [(1.0, "decode_1", site.signature)])
     found = tuning.tune(slowed, device, KERNELS, most=4, seconds=60, programs=lambda name: name == "decode_1")
     result, = found.ops
     assert result.signature == site.signature and result.default.choice == slow and result.uses["decode_1"] == 6 and result.timed >= 4
