@@ -71,10 +71,10 @@ def tune(model: Model, device: Device, kernels: Mapping[str, Kernel], most: int 
          progress: Callable[[str, int, int], None] = lambda what, done, total: None) -> Tuning:
     """Time choices for the ops of a loaded model, the heaviest first, within a budget of seconds; what was found for one stays for the next.
 
-    device: the record that it was compiled with. most: choices of an op, the likeliest by the cost model, besides some of every kind.
-    The model's streams end. Choices that make no step faster as a whole are given up in the end."""
+    device: the record that it was compiled with. most: choices of an op (see `likely`). programs: whose steps are tuned.
+    A step that is not faster as a whole in the end keeps its defaults. The model's caches are written to, so that its streams end."""
     until, found = time.perf_counter() + seconds, list[Tuned]()
-    model.player.drain()
+    model.interrupt()
     steps = steps_of(model, device, programs)
     ordered = _heaviest(steps, kernels)
     for done, (weight, name, key) in enumerate(ordered):
