@@ -190,10 +190,15 @@ def _fitting(package: Package, gpu: Gpu | None, device: Device, context: int | N
             raise PackageError(f"the package was compiled with {what} {model[what]}, not {asked}: compile the model again")
     if package.manifest["shaders"] or device is REFERENCE:
         return package
+    return compile_package(package, device, progress)
+
+
+def compile_package(package: Package, device: Device, progress: Progress = silent) -> Package:
+    """A package without compiled programs, compiled for a device."""
     graphs = {name: package.graph(name) for name in package.manifest["programs"]}
     tokenizer = package.manifest["tokenizer"]
     data = TokenizerData(json=bytes(package.blob("tokenizer")), **tokenizer) if tokenizer else None
-    return _package([(graphs, device, model)], package.stored, data, progress)
+    return _package([(graphs, device, package.manifest["model"])], package.stored, data, progress)
 
 
 def tokenizer_of(package: Package) -> Tokenizer | None:

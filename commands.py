@@ -52,8 +52,9 @@ def tune(model: ModelPath, device: DeviceName = "auto", budget: Budget = 60.0,
         measuring.write_json(measuring.tuned_json(found, gpu), json_file)
     if str(json_file) != "-":
         show_table(str(gpu.info), measuring.TUNED_COLUMNS, measuring.tuned_rows(found))
-        show_table("", measuring.SUM_COLUMNS, measuring.program_sums(found))
-    typer.echo(f"wrote {path}: {len(found)} kernels timed, {sum(r.best != r.default for r in found)} choices other than the default", err=True)
+        show_table("", measuring.SUM_COLUMNS, measuring.step_sums(found))
+    other = sum(r.best != r.default for r in found.ops)
+    typer.echo(f"wrote {path}: {len(found.ops)} kernels timed, {other} choices other than the default", err=True)
     gpu.close()
 
 

@@ -7,17 +7,22 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from . import probing, profiling, tuning
-from .api import KERNELS, MOST_CONTEXT, is_package, open_gpu, record_of
+from .api import KERNELS, MOST_CONTEXT, compile_for, compile_package, is_package, open_checkpoint, open_gpu, open_package, record_of
 from .compiler.device import Device, save_device, user_file
 from .compiler.package import PackageError
+from .compiler.proof import proved
 from .frontends.quantize import Quantize
+from .loading import fill
 from .runtime import timing
 from .runtime.adapter import DeviceError, pick
+from .runtime.generate import Model
 from .runtime.gpu import Gpu
+from .runtime.player import GpuPlayer
 from .runtime.terminal import progress
 from .runtime.tracing import TracedGpu
 
@@ -58,13 +63,25 @@ def measured(gpu: Gpu, show: Progress) -> Device:
     return record
 
 
-def tune(gpu: Gpu, model: Path, seconds: float, show: Progress, context: int | None = None, dtype: str | None = None,
-         cache: str | None = None, quantize: Quantize = None, batch: int = 1) -> tuple[list[tuning.Tuned], Path]:
-    """Tune the ops of a model and keep the choices in the user's record of the adapter. Returns what was found, and the file."""
+def tune(gpu: Gpu, path: Path, seconds: float, show: Progress, context: int | None = None, dtype: str | None = None,
+         cache: str | None = None, quantize: Quantize = None, batch: int = 1) -> tuple[tuning.Tuning, Path]:
+    """Load a model, tune its ops, and keep the choices in the user's record of the adapter. Returns what was found, and the file.
+
+    Raises PackageError for what is compiled already."""
     record = measured(gpu, show)
-    work = tuning.work_of(tuning.graphs_of(model, record, context, dtype, cache, quantize, batch), record, KERNELS)
-    found = list(tuning.tune(gpu, work, KERNELS, seconds=seconds, progress=show))
-    return found, keep(replace(record, tuned={**record.tuned, **tuning.chosen(found)}), "tilewright tune", gpu)
+    plain = replace(record, tuned={})
+    if is_package(path):
+        if (package := open_package(path)).manifest["shaders"]:
+            raise PackageError(f"{path} is compiled already: tune the model that it was made of, then compile that again")
+        package = compile_package(package, plain, show)
+    else:
+        package = compile_for(open_checkpoint(path), plain, context, dtype or "f32", cache, show, quantize, batch=batch)
+    player = GpuPlayer(package, gpu, lambda done, total: show("loading weights", done, total), trusted=proved(package.manifest),
+                       fill=partial(fill, package) if package.array else None)
+    model = Model(package, player, None)
+    found = tuning.tune(model, plain, KERNELS, seconds=seconds, progress=show)
+    model.close()
+    return found, keep(replace(record, tuned={**record.tuned, **found.choices}), "tilewright tune", gpu)
 
 
 def tune_first(model: Path, device: str, context: int | None, dtype: str | None, cache: str | None, quantize: Quantize) -> None:
@@ -73,12 +90,12 @@ def tune_first(model: Path, device: str, context: int | None, dtype: str | None,
     with progress() as show:
         found, path = tune(gpu, model, 60.0, show, context, dtype, cache, quantize)
     gpu.close()
-    print(f"tuned {len(found)} kernels, kept in {path}", file=sys.stderr)
+    print(f"tuned {len(found.ops)} kernels, kept in {path}", file=sys.stderr)
 
 
-def tuned_rows(found: Sequence[tuning.Tuned]) -> list[Row]:
-    """A line an op, those that most of a session's time goes into first; then the sums of every program."""
-    ordered = sorted(found, key=lambda r: -r.default.seconds * sum(r.uses.values()))
+def tuned_rows(found: tuning.Tuning) -> list[Row]:
+    """A line an op, those that most of their step's time goes into first."""
+    ordered = sorted(found.ops, key=lambda r: -r.default.seconds * r.uses.get(r.step, 0))
     ops = ["+".join(r.kinds) for r in ordered]
     return [(" ".join(f"{p} x{n}" for p, n in r.uses.items()), op if len(op) < 60 else f"{op[:57]}...", *_times(r.portable, r.default, r.best),
              str(r.best.choice) if r.best != r.default else "as default") for op, r in zip(ops, ordered, strict=True)]
@@ -89,28 +106,29 @@ TUNED_COLUMNS = ("where", "op", "portable us", "default us", "tuned us", "of def
 
 def _times(portable: tuning.Timing | None, default: tuning.Timing, best: tuning.Timing) -> Row:
     return (f"{portable.seconds * 1e6:.1f}" if portable else "none", f"{default.seconds * 1e6:.1f}", f"{best.seconds * 1e6:.1f}",
-            f"{best.seconds / default.seconds:.2f}", f"{best.seconds / portable.seconds:.2f}" if portable else "")
+            _share(best, default), _share(best, portable))
 
 
-def program_sums(found: Sequence[tuning.Tuned]) -> list[Row]:
-    """For every program the milliseconds of its tuned ops: portable (default where there is none), default, tuned."""
-    rows = []
-    for program in dict.fromkeys(p for r in found for p in r.uses):
-        sums = [sum(r.uses.get(program, 0) * t.seconds for r in found for t in [pick(r)])
-                for pick in (lambda r: r.portable or r.default, lambda r: r.default, lambda r: r.best)]
-        rows.append((program, *(f"{s * 1e3:.3f}" for s in sums), f"{sums[2] / sums[1]:.2f}", f"{sums[2] / sums[0]:.2f}"))
-    return rows
+def _share(best: tuning.Timing, other: tuning.Timing | None) -> str:
+    """Nothing where the other took no time that could be measured."""
+    return f"{best.seconds / other.seconds:.2f}" if other and other.seconds else ""
 
 
-SUM_COLUMNS = ("program", "portable ms", "default ms", "tuned ms", "of default", "of portable")
+def step_sums(found: tuning.Tuning) -> list[Row]:
+    """What whole steps take."""
+    return [(name, f"{default * 1e3:.3f}", f"{tuned * 1e3:.3f}", f"{tuned / default:.3f}") for name, (default, tuned) in found.steps.items()]
 
 
-def tuned_json(found: Sequence[tuning.Tuned], gpu: Gpu) -> dict[str, Any]:
+SUM_COLUMNS = ("step", "default ms", "tuned ms", "of default")
+
+
+def tuned_json(found: tuning.Tuning, gpu: Gpu) -> dict[str, Any]:
     def timing(t: tuning.Timing | None) -> dict[str, Any] | None:
         return {**asdict(t), "choice": str(t.choice)} if t else None
-    return {"adapter": str(gpu.info), "date": str(date.today()), "kernels": [
-        {"signature": r.signature, "kinds": r.kinds, "uses": r.uses, "timed": r.timed,
-         "default": timing(r.default), "portable": timing(r.portable), "tuned": timing(r.best)} for r in found]}
+    return {"adapter": str(gpu.info), "date": str(date.today()),
+            "steps": {name: {"default_s": default, "tuned_s": tuned} for name, (default, tuned) in found.steps.items()},
+            "kernels": [{"signature": r.signature, "kinds": r.kinds, "step": r.step, "uses": r.uses, "timed": r.timed,
+                         "default": timing(r.default), "portable": timing(r.portable), "tuned": timing(r.best)} for r in found.ops]}
 
 
 def write_json(told: Any, path: Path) -> None:
@@ -120,8 +138,6 @@ def write_json(told: Any, path: Path) -> None:
         print(text, end="")
     else:
         path.write_text(text, encoding="utf-8")
-
-
 
 
 @dataclass(frozen=True)

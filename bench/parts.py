@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 
 from .. import profiling, tuning
-from ..api import compile_for, open_checkpoint, plan_for
+from ..api import compile_for, open_checkpoint
 from ..compiler.device import REFERENCE, Device
 from ..compiler.kernel import Site
 from ..frontends.checkpoint import Checkpoint
-from ..frontends.lower import lower
+from ..measuring import SUM_COLUMNS, TUNED_COLUMNS, step_sums, tuned_rows
 from ..runtime.generate import Model
 from ..runtime.player import ReferencePlayer
+from ..runtime.terminal import show_table
 from ..runtime.tracing import TracedGpu
 from ..templates import KERNELS
 from .shapes import synthetic
@@ -89,23 +90,25 @@ def correct(shape: str, bench: Bench) -> Iterator[Piece]:
 
 def models(bench: Bench, checkpoint: Checkpoint, context: int, programs: Callable[[str], bool],
            batch: int = 1) -> Iterator[tuple[str, Device, Model]]:
-    """A model as it is compiled without tuning, then with. programs: whether one is tuned."""
+    """A model as it is compiled without tuning, then with. programs: whose steps are tuned."""
+    record = bench.record
     for label in ("untuned", "tuned") if bench.tune else ("untuned",):
-        record = bench.record
-        if label == "tuned":
-            lowered = lower(checkpoint, plan_for(checkpoint, record, context, "f16", "f16", batch)).graphs
-            work = tuning.work_of({n: g for n, g in lowered.items() if programs(n)}, record, KERNELS)
-            found = tuning.tune(bench.gpu, work, KERNELS, most=24 if bench.streams > 1 else 6, seconds=bench.tune)
-            record = replace(record, tuned=tuning.chosen(found))
         model = profiling.playing(compile_for(checkpoint, record, context, "f16", batch=batch), bench.gpu)
-        yield label, record, model
-        model.close()
+        try:
+            yield label, record, model
+            if label == "untuned" and bench.tune:
+                found = tuning.tune(model, record, KERNELS, most=48 if bench.streams > 1 else 6, seconds=bench.tune, programs=programs)
+                show_table("", TUNED_COLUMNS, tuned_rows(found))
+                show_table("", SUM_COLUMNS, step_sums(found))
+                record = replace(record, tuned=found.choices)
+        finally:
+            model.close()
 
 
 def decode(shape: str, stored: str, contexts: tuple[int, ...], bench: Bench) -> Iterator[Piece]:
     """Tokens a second of streams at contexts; what the GPU and the host do meanwhile; the dispatches of a step."""
     checkpoint, room = synthetic(shape, stored), max(contexts) + bench.tokens + 64
-    for label, record, model in models(bench, checkpoint, room, lambda name: name.split("_")[0] in ("decode", "greedy")):
+    for label, record, model in models(bench, checkpoint, room, lambda name: name.startswith("decode")):
         yield f"{label}.weights", weight_bytes(model)
         for context in contexts:
             decode_speed(model, context, 8)

@@ -9,20 +9,13 @@ import json
 import statistics
 import time
 from collections import defaultdict
-from dataclasses import replace
 
 import numpy as np
 
-from .. import tuning
-from ..api import compile_for, open_gpu, plan_for, record_of
-from ..compiler.device import Device
+from ..api import compile_for, open_gpu, record_of
 from ..compiler.proof import proved
-from ..frontends.checkpoint import Checkpoint
-from ..frontends.lower import lower
 from ..runtime.generate import Model
-from ..runtime.gpu import Gpu
 from ..runtime.player import GpuPlayer
-from ..templates import KERNELS
 from .shapes import SHAPES, synthetic
 
 
@@ -55,31 +48,17 @@ def decode_speed(model: Model, context: int, tokens: int) -> dict:
             "first_token_s": first}
 
 
-def tuned(gpu: Gpu, record: Device, checkpoint: Checkpoint, args: argparse.Namespace) -> Device:
-    """The record with the best choices that were found in `args.tune` seconds, printed beside the default ones."""
-    low = lower(checkpoint, plan_for(checkpoint, record, args.context, args.dtype, args.dtype))
-    wanted = {n: g for n, g in low.graphs.items() if n == "decode_1" or (args.prefill and n == f"prefill_{max(low.model['prefill'])}")}
-    found = list(tuning.tune(gpu, tuning.work_of(wanted, record, KERNELS), KERNELS, most=24, seconds=args.tune))
-    for r in found:
-        print(f"{r.default.seconds * 1e6:8.1f} -> {r.best.seconds * 1e6:8.1f} us (estimate {r.best.estimate * 1e6:8.1f}) {'+'.join(r.kinds)}: "
-              f"{r.default.choice} -> {r.best.choice}")
-    return replace(record, tuned={**record.tuned, **tuning.chosen(found)})
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("shape", choices=SHAPES)
     for name, default in (("layers", 0), ("device", "auto"), ("stored", "q4_0"), ("dtype", "f16"), ("contexts", "128"), ("tokens", 128),
-                          ("prefill", ""), ("context", 8400), ("tune", 0.0)):
+                          ("prefill", ""), ("context", 8400)):
         parser.add_argument(f"--{name}", default=default, type=type(default))
     args = parser.parse_args()
     gpu = open_gpu(args.device)
     assert gpu
     start = time.perf_counter()
     record, checkpoint = record_of(gpu), synthetic(args.shape, args.stored, args.layers)
-    if args.tune:
-        record = tuned(gpu, record, checkpoint, args)
-        start = time.perf_counter()
     package = compile_for(checkpoint, record, context=args.context, dtype=args.dtype)
     compiled = time.perf_counter() - start
     player = GpuPlayer(package, gpu, trusted=proved(package.manifest))

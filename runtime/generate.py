@@ -49,8 +49,7 @@ class Model:
     def logits(self, token_ids: Sequence[int]) -> np.ndarray:
         """Teacher-forced logits, float32 [len(token_ids), vocab]. Raises PromptError for ids out of range or too many."""
         ids = self.checked(token_ids)
-        self.player.drain()
-        self._turn += 1
+        self.interrupt()
         result = np.empty((len(ids), self.info["vocab_size"]), np.float32)
         block = max(self.info["head"])
         for start, count in self.prefill_chunks(ids):
@@ -78,8 +77,7 @@ class Model:
 
         As many prompts run at once as the model was loaded with slots (`load(..., batch=)`); others begin when one ends."""
         sampler = sampler_of(max_tokens, temperature, top_k, top_p, min_p, repeat_penalty, seed)
-        self.player.drain()
-        self._turn += 1
+        self.interrupt()
         self.finish_reasons: dict[int, str] = {}
         try:
             yield from stream_many(self, prompts, (stop,) if isinstance(stop, str) else tuple(stop), max_tokens, sampler)
@@ -98,15 +96,20 @@ class Model:
             raise PackageError("the model was loaded from a package, which lacks the numbers its weights were made of: "
                                "load the checkpoint to requantize it")
         package, player = self._remake(quantize)
-        self.player.drain()
-        self._turn += 1
+        self.interrupt()
         self.player.close(keep_gpu=True)        # before the new one needs memory
         self.player = player(package)
         self.package, self.info = package, package.manifest["model"]
 
     def close(self) -> None:
-        """Free the device's memory."""
+        """Free the device's memory; streams end."""
+        self.interrupt()
         self.player.close()
+
+    def interrupt(self) -> None:
+        """End streams: the next token of one raises RuntimeError, and one that is collected later leaves the player alone."""
+        self.player.drain()
+        self._turn += 1
 
     def checked(self, token_ids: Sequence[int]) -> np.ndarray:
         ids = np.asarray(token_ids, np.int64).reshape(-1)
@@ -197,8 +200,7 @@ class Stream:
     def _tokens(self) -> Generator[int]:
         """Sampled tokens: frame n + 1 is submitted before frame n's token is read."""
         model, start = self._model, len(self._ids)
-        model.player.drain()
-        model._turn += 1
+        model.interrupt()
         turn = model._turn
         count = self._count
         if not count:

@@ -64,7 +64,7 @@ class GpuPlayer:
     def play(self, calls: Sequence[Call], frame: int | None = None) -> None:
         """Submit programs; with a frame number, its tokens can be had by `tokens` later."""
         for program, feeds in calls:
-            self._write_step(program, feeds)
+            self.feed(program, feeds)
         work: list[Any] = [self._replays[program] for program, _ in calls]
         if frame is None:
             self.gpu.submit(work)
@@ -73,7 +73,8 @@ class GpuPlayer:
         self._submitted[frame % FRAMES] = self.gpu.submit([*work, Copy(self.buffers["state.token"], 0, readback, 0, readback.size)])
         readback.request()
 
-    def _write_step(self, program: str, feeds: Mapping[str, np.ndarray]) -> None:
+    def feed(self, program: str, feeds: Mapping[str, np.ndarray]) -> None:
+        """Write the inputs of a program before what is submitted next."""
         entry, words = self.package.manifest["programs"][program], self._steps[program]
         for name, array in feeds.items():
             at = entry["step"][name][0]

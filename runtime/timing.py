@@ -71,10 +71,6 @@ class Warmth:
                 replay = self._gpu.replay([(*self._work[0][:2], (grid, 1, 1))] * (groups // grid))
         self._last = time.perf_counter()
 
-    def used(self) -> None:
-        """The GPU has just worked."""
-        self._last = time.perf_counter()
-
 
 def _passes(gpu: Gpu, groups: Sequence[Sequence[Dispatch]]) -> np.ndarray:
     queries = query_set(gpu, 2 * len(groups))

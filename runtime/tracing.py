@@ -149,6 +149,6 @@ class TracedPlayer(GpuPlayer):
         with self.gpu.span("play"):
             super().play(calls, frame)
 
-    def _write_step(self, program: str, feeds: Mapping[str, np.ndarray]) -> None:
+    def feed(self, program: str, feeds: Mapping[str, np.ndarray]) -> None:
         with self.gpu.span("write inputs"):
-            super()._write_step(program, feeds)
+            super().feed(program, feeds)

@@ -94,6 +94,14 @@ def test_a_stream_left_early_frees_the_model(model):
         list(abandoned)
 
 
+def test_a_stream_may_outlive_its_model(gpu):
+    model = tilewright.load(DEMO, context=64)
+    stream = model.stream([1, 2, 3], max_tokens=8)
+    next(stream)
+    model.close()
+    stream.close()
+
+
 def test_no_tokens_asked_none_given(model):
     stream = model.stream(PROMPT, max_tokens=0)
     assert list(stream) == [] and stream.finish_reason == "length"
