@@ -214,6 +214,10 @@ def test_without_time_there_is_no_result():
 def test_attention_is_judged_at_both_contexts():
     seconds = np.array([[[10, 9]], [[10, 12]]], float)      # faster at one context, slower at the other
     assert tuning.better(seconds[:1]) and not tuning.better(seconds) and tuning.gains(seconds)[0] == pytest.approx(0.5)
+    for kind, contexts in (("attention_split", 2), ("matmul", 1)):
+        step = Timed({}, np.random.default_rng(0))
+        step.feeds, step.works["key"].site.op.kinds = [{}, {}], (kind,)
+        assert tuning.Contest(step, "key", {}).contexts == contexts     # type: ignore[arg-type]
 
 
 def test_steps_are_fed_a_short_and_a_long_context(gpu, device):
