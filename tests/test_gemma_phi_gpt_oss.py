@@ -120,8 +120,9 @@ def test_rounded_caches(name, tmp_path, gpu):
     want = logits(path, IDS[name], cache="q8_0")
     assert 1e-5 <= difference(want, logits(path, IDS[name])) <= 3e-3
     model = tilewright.load(path, cache="q8_0")
-    assert difference(model.logits(IDS[name]), want) <= 1e-6
-    assert difference(stepwise(model, IDS[name], 30), want[29:]) <= 1e-6
+    # a number within float error of the middle between two codes may be rounded either way: one such key changes what follows by 1e-6
+    assert difference(model.logits(IDS[name]), want) <= 5e-6
+    assert difference(stepwise(model, IDS[name], 30), want[29:]) <= 5e-6
     model.close()
 
 

@@ -99,7 +99,8 @@ def test_an_export_runs_on_the_kernels_of_the_checkpoint(n, program, gpu):
         theirs = dispatches(package, program)
         if program == "decode_1":       # whose cache may hold more than its own key, so that its attention is split
             theirs = ["attention" if k == "attention_split" else k for k in theirs if k != "attention_merge"]
-            assert ours == ["elements", *theirs[1:]] and {"heads", "attention", "matvec"} < set(ours)
+            # and whose projections turn heads and fill caches themselves; what some exporters write has a dispatch for it
+            assert [k for k in ours if k != "heads"] == ["elements", *theirs[1:]] and {"attention", "matvec"} < set(ours)
         else:       # whose last norm and projection are a program of their own
             assert ours == ["elements", *theirs[1:], "rms_norm", "matmul"] and {"rms_norm", "heads", "attention", "matmul"} < set(ours)
 
