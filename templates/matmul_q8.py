@@ -25,7 +25,8 @@ class MatMulQ8(MatMul):
         products *= 1 + 0.02 * s["depth"] * (s["tile_rows"] + s["tile_cols"]) / self.threads(site, s) + self.threads(site, s) / 2048
         slots = max(1, device.width // (16 * self.threads(site, s)))
         arithmetic = 2 * products * divide(workgroups, slots) * slots / device.flops
-        return device.launch * (1 + 0.01 * divide(k // 32, s["depth"])) + max(arithmetic, reads / device.bandwidth)
+        # few tiles are bound by their steps, which wait for each other at barriers
+        return device.launch + max(arithmetic, reads / device.bandwidth, 0.2 * device.launch * divide(k // 32, s["depth"]))
 
     def context(self, site: Site, s: Schedule) -> dict[str, object]:
         return super().context(site, s) | {"tile_k": 32 * s["depth"]}
