@@ -10,7 +10,7 @@ import math
 import numpy as np
 
 from .ir import Value
-from .ops import NUMPY, OPS, OpDef, _broadcast, _sigmoid, need
+from .ops import NUMPY, OPS, OpDef, broadcast, need, sigmoid
 
 # WGSL functions that the expressions below call, by name; a kernel that uses one appends it
 FUNCTIONS: dict[str, str] = {}
@@ -20,7 +20,7 @@ INTEGERS = {8: (-128, 127), 16: (-32768, 32767), 32: (-2**31, 2**31 - 1)}
 def _define(kind: str, operands: str, wgsl: str, reference, dtype: str = "", takes: str = "f32 i32") -> None:
     """dtype: of the result, if it is not that of the operands."""
     def infer(*v: Value, **attrs) -> Value:
-        made = _broadcast(*v)
+        made = broadcast(*v)
         need(all(x.dtype in takes.split() for x in v), f"{kind} takes {takes}, not {', '.join(map(str, v))}")
         need(len({x.dtype for x in v}) == 1, f"operands differ in dtype: {', '.join(map(str, v))}")
         return Value(made.shape, dtype or made.dtype)
@@ -267,7 +267,7 @@ _define("is_inf", "a", "select(0, 1, (bitcast<u32>({0}) & 0x7fffffffu) == 0x7f80
 
 
 def _where(condition: Value, a: Value, b: Value) -> Value:
-    _broadcast(condition, a, b)
+    broadcast(condition, a, b)
     need(condition.dtype == "i32", f"the condition {condition} is no truth (i32)")
     need(a.dtype == b.dtype, f"operands differ in dtype: {a}, {b}")
     return Value(condition.shape, a.dtype)
@@ -303,5 +303,5 @@ _function("integer", """fn integer(a: f32) -> i32 {
 
 _define("elu", "a", "select({alpha} * (exp(min({0}, 0.0)) - 1.0), {0}, {0} > 0.0)",
         lambda a, alpha: np.where(a > 0, a, np.float32(alpha) * (np.exp(np.minimum(a, 0)) - 1)), takes="f32")
-_define("swish", "a", "({0} / (1.0 + exp(-{alpha} * {0})))", lambda a, alpha: a * _sigmoid(np.float32(alpha) * a), takes="f32")
+_define("swish", "a", "({0} / (1.0 + exp(-{alpha} * {0})))", lambda a, alpha: a * sigmoid(np.float32(alpha) * a), takes="f32")
 _define("clamp", "a", "clamp({0}, {low}, {high})", lambda a, low, high: np.clip(a, np.float32(low), np.float32(high)), takes="f32")
