@@ -15,6 +15,7 @@ from .wgsl import Module, Unproved
 
 PRECEDENCE = {op: level for level, ops in enumerate(("||", "&&", "|", "^", "&", "== !=", "< > <= >=", "<< >>", "+ -", "* / %")) for op in ops.split()}
 ASSIGNING = {"=", "+=", "-=", "*=", "/=", "%=", "&=", "|=", "^=", "<<=", ">>=", "++", "--"}
+COMPARISONS = {"<", ">", "<=", ">=", "==", "!="}
 CONTRARY = {"<": ">=", ">=": "<", ">": "<=", "<=": ">"}
 ORDER = PRECEDENCE["<"]
 
@@ -178,10 +179,16 @@ class _Shader(Module):
                 return names
 
     def _condition(self) -> list[tuple[str, str, Range]]:
+        """What holds where the condition does: its comparisons, if they are joined by && alone and none is part of something else."""
         self.facts, start = [], self.at
         self._expression()
         text = self.tokens[start:self.at]
-        return [] if "||" in text or "!" in text else self.facts
+        depth, least = 0, 1 if text[0] == "(" else 0
+        for token in text:
+            depth += {"(": 1, ")": -1}.get(token, 0)
+            if token in ("||", "!", "true", "false") or (depth > least and token in COMPARISONS):
+                return []
+        return self.facts
 
     def _narrow(self, name: str, op: str, bound: Range) -> None:
         """Within a block where `name op bound` holds."""
@@ -294,7 +301,7 @@ class _Shader(Module):
             value = self._literal(token)
         elif self.peek() == "(" or (self.peek() == "<" and token in ("vec2", "vec3", "vec4", "array", "mat2x2", "bitcast")):
             value = self._call(token)
-        elif token in self.arrays and self.peek() == "[":
+        elif token in self.arrays and self.peek() == "[" and self._lookup(token) is None:
             value = self._element(token)
         elif (found := self._lookup(f"{token}.{self.peek(1)}")) is not None and self.peek() == ".":
             self.at += 2
@@ -310,13 +317,13 @@ class _Shader(Module):
             else:       # a component: its range is unknown, its place must not be
                 place = self._expression()
                 self.take("]")
-                if place.kind and not 0 <= place.lo <= place.hi <= 1:
-                    self._component(place)
+                self._component(place)
             value = OTHER
         return value
 
     def _component(self, place: Range) -> None:
-        if not (place.lo >= 0 and place.hi <= 3 and place.lo == place.hi):
+        """Every vector has two components; front ends refuse a constant beyond the last."""
+        if not place.kind or place.lo < 0 or (place.hi > 1 and place.lo != place.hi):
             raise Unproved("a component of a vector is chosen as the shader runs")
 
     def _literal(self, token: str) -> Range:

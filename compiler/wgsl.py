@@ -117,16 +117,20 @@ class Module:
             self.globals[name] = anything({"u32": "u", "i32": "i"}.get(type, ""))
             return
         element = inner[1].removeprefix("atomic<").rstrip(">") if inner[1].startswith("atomic") else inner[1]
+        if element.startswith("array"):
+            raise Unproved(f"{name} is an array of arrays")
         if inner[2]:
-            self.arrays[name] = int(inner[2]), element
+            made = int(inner[2]), element
         elif size is None:
             raise Unproved(f"the size of {name} is unknown")
         else:
             vector = re.fullmatch(r"vec([234])<(\w+)>", element)
             each = BYTES.get(vector[2] if vector else element)
-            if each is None:
+            if each is None or (vector and vector[1] == "3"):
                 raise Unproved(f"the type {element} of {name} is unknown")
-            self.arrays[name] = size // (each * (int(vector[1]) if vector else 1)), element
+            made = size // (each * (int(vector[1]) if vector else 1)), element
+        if self.arrays.setdefault(name, made) != made:
+            raise Unproved(f"there are two arrays named {name}")
 
     def _function(self) -> None:
         name, parameters = self.take(), list[tuple[str, str]]()

@@ -51,7 +51,10 @@ def test_a_shader_whose_indices_are_in_range_is_proved():
     ("index / 8u] = sum", "index / 7u] = sum"), ("% 8u", "% 9u"), ("step[group.y]), 2u", "step[group.y + 1u]), 2u"),
     ("let x = a0", "block += 1u; let x = a0"), ("for (var block = lane; block < 32u; block += 8u)", "loop"), ("a0[i]", "a0[i + 1u]"),
     ("let row =", "var row ="), ("shared_sums[lane]", "shared_sums[lane << 1u]"), 
-    ("(row < 15u) {", "(row < 15u) { let row = 15u;"),
+    ("(row < 15u) {", "(row < 15u) { let row = 15u;"), ("(row < 15u) {", "((row < 15u) == false) {"),
+    ("(row < 15u) {", "(select(true, false, row < 15u)) {"),
+    ("(row < 15u) {", "(row < 15u) { { var a1: array<f32, 99>; a1[98] = sum; } a1[98] = sum;"), ("a0_load4((slot", "x[step[0]] * a0_load4((slot"),
+    ("let x = a0", "let y = vec4<f32>(); let x = y[lane] * a0"),
 ])
 def test_planted_violations_are_found(old, new):
     planted = SHADER.replace(old, new)
