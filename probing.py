@@ -78,8 +78,9 @@ class Arithmetic:
 def _floats(kind: str, enable: str = "") -> Arithmetic:
     chains, vector = range(4), f"vec4<{kind}>"
     begin = f"let a = {vector}(unpack4x8unorm(w.x)); let b = {vector}(unpack4x8unorm(w.y)); "
+    end = " || ".join(f"any(s{i} == {vector}({kind}(-1.0)))" for i in chains)       # all four lanes, or a compiler drops those nobody reads
     return Arithmetic(begin + " ".join(f"var s{i} = a * {kind}({i + 1});" for i in chains),
-                      " ".join(f"s{i} = fma(s{i}, a, b);" for i in chains), " || ".join(f"any(s{i} == {vector}({kind}(-1.0)))" for i in chains), 32, enable)
+                      " ".join(f"s{i} = fma(s{i}, a, b);" for i in chains), end, 32, enable)
 
 
 def _eight_bits(product: str, kind: str, begin: str = "") -> Arithmetic:
