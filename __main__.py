@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .commands import app as measuring
+from .bench.commands import app as measuring
 from .options import Cache, Context, DeviceName, Dtype, ModelPath, Quantize
 
 if TYPE_CHECKING:       # what a command needs it imports itself, so that --help need not wait for it
@@ -118,7 +118,7 @@ def compile_(model: ModelPath, output: Annotated[Path, typer.Option("--output", 
     tilewright compile model.onnx -o model.wgpu-llama --shape input_ids=1,128
     """
     if tune:
-        from . import measuring
+        from .bench import measuring
         measuring.tune_first(model, target[0], context, dtype, cache, quantize)
     pack(model, output, ",".join(target), context, dtype, cache, quantize, shape or ())
 

@@ -21,7 +21,7 @@ from .frontends.checkpoint import Checkpoint, CheckpointError, TokenizerData, op
 from .frontends.lower import CACHES, Plan, lower, raw_config
 from .frontends.models import register_model
 from .frontends.quantize import Quantize
-from .loading import Stages, fill, read_ahead
+from .frontends.weights.loading import Stages, fill, read_ahead
 from .runtime.generate import Model, Player
 from .runtime.gpu import Gpu
 from .runtime.player import GpuPlayer, ReferencePlayer

@@ -12,8 +12,8 @@ from collections.abc import Callable
 import ml_dtypes
 import numpy as np
 
-from .. import requantization
 from ..compiler.layouts import LAYOUTS, plane_bytes
+from ..frontends.weights import requantization
 from ..runtime.adapter import pick
 from ..runtime.gpu import Gpu
 from ..runtime.upload import Upload

@@ -15,17 +15,17 @@ from typing import Any
 
 import numpy as np
 
-from .. import profiling, tuning
 from ..api import compile_for, open_checkpoint
 from ..compiler.device import REFERENCE, Device
 from ..compiler.kernel import Site
 from ..frontends.checkpoint import Checkpoint
-from ..measuring import SUM_COLUMNS, TUNED_COLUMNS, step_sums, tuned_rows
 from ..runtime.generate import Model
 from ..runtime.player import ReferencePlayer
 from ..runtime.terminal import show_table
 from ..runtime.tracing import TracedGpu
 from ..templates import KERNELS
+from . import profiling, tuning
+from .measuring import SUM_COLUMNS, TUNED_COLUMNS, step_sums, tuned_rows
 from .shapes import synthetic
 from .speed import decode_speed
 

@@ -9,14 +9,14 @@ import pytest
 import tilewright
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tilewright import unpacking
 from tilewright.compiler.formats import FORMATS
 from tilewright.compiler.ir import Value
 from tilewright.compiler.layouts import LAYOUTS, plane_bytes
 from tilewright.compiler.sources import assemble, pieces_of
+from tilewright.frontends.weights import unpacking
+from tilewright.frontends.weights.unpacking import PLAIN, unpack, unpacks
 from tilewright.runtime.terminal import loading
 from tilewright.runtime.upload import Upload
-from tilewright.unpacking import PLAIN, unpack, unpacks
 
 LLAMA = Path(__file__).parent / "data" / "truth" / "llama"
 SOURCES = {"alone": {}, "joined": {"w": ("concat", "a", "b")}, "interleaved": {"w": ("interleave", "a", "b")},

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tilewright import profiling
 from tilewright.__main__ import main
 from tilewright.api import compile_for, open_checkpoint, record_of
+from tilewright.bench import profiling
 from tilewright.compiler.kernel import Site
 from tilewright.compiler.layouts import plane_bytes
 from tilewright.runtime import timing

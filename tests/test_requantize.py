@@ -11,10 +11,10 @@ from gguf import GGMLQuantizationType
 from gguf_files import write_gguf
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tilewright import requantization
 from tilewright.compiler.formats import FORMATS
 from tilewright.compiler.layouts import LAYOUTS, plane_bytes
-from tilewright.requantization import ENCODERS, encoded, encodes
+from tilewright.frontends.weights import requantization
+from tilewright.frontends.weights.requantization import ENCODERS, encoded, encodes
 
 LLAMA = Path(__file__).parent / "data" / "truth" / "llama"
 SPECIAL = np.array([0, -0.0, 1, -1, 127, -128, 1e-3, 65504, 1e30, -1e30, 1e-30, 6e-8, 1e-40, -3e-39, 1e-45, 0.5, 3.4e38, -3.4e38], np.float32)

@@ -9,13 +9,13 @@ import pytest
 import tilewright
 import tint
 from cases import Case, cases
-from tilewright import requantization
 from tilewright.api import compile_for
 from tilewright.compiler.codegen import Shader, enables, module_text, render
 from tilewright.compiler.device import Device, shipped_devices
 from tilewright.compiler.ir import Choice
 from tilewright.compiler.kernel import Site
 from tilewright.frontends.checkpoint import open_checkpoint
+from tilewright.frontends.weights import requantization
 from tilewright.templates import KERNELS
 from tilewright.testing import schedules
 

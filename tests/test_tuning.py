@@ -11,9 +11,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from tilewright import measuring, probing, steps, tuning
 from tilewright.__main__ import main
 from tilewright.api import KERNELS, compile_for, open_checkpoint, record_of
+from tilewright.bench import measuring, probing, steps, tuning
+from tilewright.bench.steps import Step, Work, steps_of
 from tilewright.compiler.device import REFERENCE, Device, device_for, read_device, shipped_devices, user_devices, user_file, write_device
 from tilewright.compiler.ir import Choice
 from tilewright.compiler.package import PackageError
@@ -22,7 +23,6 @@ from tilewright.compiler.proof import proved
 from tilewright.runtime import timing
 from tilewright.runtime.generate import Model
 from tilewright.runtime.player import GpuPlayer
-from tilewright.steps import Step, Work, steps_of
 
 TALES = Path(__file__).parent / "data" / "models" / "tales-llama"
 
@@ -298,6 +298,6 @@ def test_compile_tunes_if_asked(gpu, cache, tmp_path, capsys, monkeypatch):
 
 
 def test_an_unknown_adapter_is_probed_before_it_is_tuned(gpu, cache, monkeypatch):
-    monkeypatch.setattr("tilewright.measuring.record_of", lambda gpu: Device(gpu.info.name))
+    monkeypatch.setattr("tilewright.bench.measuring.record_of", lambda gpu: Device(gpu.info.name))
     monkeypatch.setattr(probing, "probe", lambda gpu, known, show: probing.Probed(replace(known, match="x", width=77), 0, 0, 0))
     assert measuring.measured(gpu, lambda *_: None).width == 77 and read_device(user_file(gpu.info.name)).width == 77

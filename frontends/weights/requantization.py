@@ -9,12 +9,12 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from .compiler.codegen import template_environment
-from .compiler.layouts import LAYOUTS, plane_bytes
-from .compiler.quantizers import STEPS, TINY
-from .runtime.gpu import Gpu
-from .runtime.submission import Buffer, Dispatch
-from .runtime.upload import Upload
+from ...compiler.codegen import template_environment
+from ...compiler.layouts import LAYOUTS, plane_bytes
+from ...compiler.quantizers import STEPS, TINY
+from ...runtime.gpu import Gpu
+from ...runtime.submission import Buffer, Dispatch
+from ...runtime.upload import Upload
 
 Range = tuple[Buffer, int, int]
 

@@ -9,12 +9,12 @@ from types import SimpleNamespace
 import ml_dtypes
 import numpy as np
 
-from .compiler.codegen import template_environment
-from .compiler.formats import FORMATS, Codes, Format
-from .compiler.layouts import LAYOUTS, Layout, plane_bytes
-from .compiler.sources import Piece
-from .runtime.submission import Buffer, Dispatch
-from .runtime.upload import SLOT, Upload
+from ...compiler.codegen import template_environment
+from ...compiler.formats import FORMATS, Codes, Format
+from ...compiler.layouts import LAYOUTS, Layout, plane_bytes
+from ...compiler.sources import Piece
+from ...runtime.submission import Buffer, Dispatch
+from ...runtime.upload import SLOT, Upload
 
 LANES = 64
 HEADER = 64         # words before the rows

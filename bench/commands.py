@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Cache, Context, DeviceName, Dtype, JsonFile, ModelPath, Quantize
+from ..options import Cache, Context, DeviceName, Dtype, JsonFile, ModelPath, Quantize
 
 app = typer.Typer()
 
@@ -23,8 +23,8 @@ def probe(device: DeviceName = "auto",
     tilewright probe
     tilewright probe --device nvidia -o my-gpu.toml
     """
+    from ..runtime.terminal import progress, show_table
     from . import measuring, probing
-    from .runtime.terminal import progress, show_table
     gpu = measuring.real_gpu(device)
     with progress() as show:
         found = measuring.probe(gpu, show)
@@ -43,8 +43,8 @@ def tune(model: ModelPath, device: DeviceName = "auto", budget: Budget = 60.0,
     tilewright tune path/to/model
     tilewright tune model.gguf --budget 300 --batch 8 --dtype f16
     """
+    from ..runtime.terminal import progress, show_table
     from . import measuring
-    from .runtime.terminal import progress, show_table
     gpu = measuring.real_gpu(device)
     with progress() as show:
         found, path = measuring.tune(gpu, model, budget, show, context, dtype, cache, quantize, batch)
@@ -70,8 +70,8 @@ def profile(model: ModelPath, device: DeviceName = "auto", tokens: Annotated[int
     tilewright profile path/to/model
     tilewright profile model.wgpu-llama --context 2000 --prefill 512 --trace steps.json
     """
+    from ..runtime.terminal import progress, show_table
     from . import measuring
-    from .runtime.terminal import progress, show_table
     with progress() as show:
         found = measuring.profile(model, device, tokens, at, prefill, dtype, cache, quantize, show)
     if trace:

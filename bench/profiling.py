@@ -10,19 +10,19 @@ from typing import Any
 
 import numpy as np
 
-from .api import KERNELS, compile_for, is_package, open_checkpoint, open_package, record_of
-from .compiler.device import Device
-from .compiler.ir import Op
-from .compiler.kernel import Site
-from .compiler.layouts import plane_bytes
-from .compiler.package import Package, PackageError
-from .compiler.proof import proved
-from .frontends.quantize import Quantize
-from .loading import fill
-from .runtime import timing
-from .runtime.generate import Model
-from .runtime.requirements import playable
-from .runtime.tracing import Recording, Span, TracedGpu, TracedPlayer
+from ..api import KERNELS, compile_for, is_package, open_checkpoint, open_package, record_of
+from ..compiler.device import Device
+from ..compiler.ir import Op
+from ..compiler.kernel import Site
+from ..compiler.layouts import plane_bytes
+from ..compiler.package import Package, PackageError
+from ..compiler.proof import proved
+from ..frontends.quantize import Quantize
+from ..frontends.weights.loading import fill
+from ..runtime import timing
+from ..runtime.generate import Model
+from ..runtime.requirements import playable
+from ..runtime.tracing import Recording, Span, TracedGpu, TracedPlayer
 
 WARM = 8        # tokens before those that are recorded
 REPEAT = 5      # runs through the dispatches of a program

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .compiler.device import DEFAULT_LIMITS, Device
-from .runtime.gpu import Buffer, Dispatch, Gpu, ShaderError
-from .runtime.timing import Warmth, passes
+from ..compiler.device import DEFAULT_LIMITS, Device
+from ..runtime.gpu import Buffer, Dispatch, Gpu, ShaderError
+from ..runtime.timing import Warmth, passes
 
 POOL = 1 << 30          # bytes to read, more than any cache holds; less where a binding must be smaller
 GROUP = 256             # invocations of a workgroup

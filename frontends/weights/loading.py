@@ -14,13 +14,13 @@ from threading import Thread
 
 import numpy as np
 
-from .compiler.layouts import LAYOUTS
-from .compiler.package import Package
-from .frontends.gguf import SPLIT_NAME
+from ...compiler.layouts import LAYOUTS
+from ...compiler.package import Package
+from ...runtime.generate import Model
+from ...runtime.submission import Buffer
+from ...runtime.upload import Upload
+from ..gguf import SPLIT_NAME
 from .requantization import encode, encodes
-from .runtime.generate import Model
-from .runtime.submission import Buffer
-from .runtime.upload import Upload
 from .unpacking import unpack, unpacks
 
 AHEAD = 2       # weights that the host packs while others travel

@@ -10,17 +10,17 @@ from math import ceil
 
 import numpy as np
 
-from .compiler.codegen import module_text, render
-from .compiler.device import Device
-from .compiler.ir import Choice
-from .compiler.kernel import Kernel, Site
-from .compiler.proof import unproved
-from .runtime.adapter import DeviceError
-from .runtime.generate import Model
-from .runtime.gpu import Dispatch, Pipeline, Shader
-from .runtime.player import GpuPlayer
-from .runtime.sampling import pack_params
-from .runtime.timing import passes
+from ..compiler.codegen import module_text, render
+from ..compiler.device import Device
+from ..compiler.ir import Choice
+from ..compiler.kernel import Kernel, Site
+from ..compiler.proof import unproved
+from ..runtime.adapter import DeviceError
+from ..runtime.generate import Model
+from ..runtime.gpu import Dispatch, Pipeline, Shader
+from ..runtime.player import GpuPlayer
+from ..runtime.sampling import pack_params
+from ..runtime.timing import passes
 
 SHORT = 128                     # position of a decode step; the other is the middle of the context
 TOKENS = 256                    # that follow a prompt: how often a decode step runs for every run of a prefill program

@@ -11,20 +11,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..api import KERNELS, MOST_CONTEXT, compile_for, compile_package, is_package, open_checkpoint, open_gpu, open_package, record_of
+from ..compiler.device import Device, save_device, user_file
+from ..compiler.package import PackageError
+from ..compiler.proof import proved
+from ..frontends.quantize import Quantize
+from ..frontends.weights.loading import fill
+from ..runtime import timing
+from ..runtime.adapter import DeviceError, pick
+from ..runtime.generate import Model
+from ..runtime.gpu import Gpu
+from ..runtime.player import GpuPlayer
+from ..runtime.terminal import progress
+from ..runtime.tracing import TracedGpu
 from . import probing, profiling, tuning
-from .api import KERNELS, MOST_CONTEXT, compile_for, compile_package, is_package, open_checkpoint, open_gpu, open_package, record_of
-from .compiler.device import Device, save_device, user_file
-from .compiler.package import PackageError
-from .compiler.proof import proved
-from .frontends.quantize import Quantize
-from .loading import fill
-from .runtime import timing
-from .runtime.adapter import DeviceError, pick
-from .runtime.generate import Model
-from .runtime.gpu import Gpu
-from .runtime.player import GpuPlayer
-from .runtime.terminal import progress
-from .runtime.tracing import TracedGpu
 
 Progress = Callable[[str, int, int], None]
 Row = tuple[str, ...]

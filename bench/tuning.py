@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .compiler.device import Device, shipped_devices
-from .compiler.ir import Choice, Graph
-from .compiler.kernel import Kernel, Site
-from .compiler.passes.tiling import candidates
-from .runtime.generate import Model
+from ..compiler.device import Device, shipped_devices
+from ..compiler.ir import Choice, Graph
+from ..compiler.kernel import Kernel, Site
+from ..compiler.passes.tiling import candidates
+from ..runtime.generate import Model
 from .steps import Step, Variant, steps_of
 
 SHARE = 0.005                   # of a step's estimated time: ops that take less are left as they are
