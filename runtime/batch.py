@@ -61,7 +61,7 @@ def _begin(model: Model, index: int, prompt: str | Sequence[int], slot: int, sto
     if sequence.count:
         model.remember(ids, slot, sampler)
         row = model.prefill(ids, slot)
-        model.player.play([("head_1", {"row": np.array([row], np.int32)}), (_sampler(sampler, 1), {"params": sequence.params()})], frame)
+        model.player.play_frame(frame, [[("head_1", {"row": np.array([row], np.int32)}), (_sampler(sampler, 1), {"params": sequence.params()})]])
         sequence.submitted = 1
     return sequence
 
@@ -74,14 +74,14 @@ def _step(model: Model, rows: list[Run], frame: int) -> None:
     slot[:len(rows)] = [s.slot for s in rows]
     params = np.stack([s.params() for s in rows] + [idle_params()] * (size - len(rows)))
     step = {"token": np.full(size, -1, np.int32), "position": position, "slot": slot}
-    model.player.play([(f"decode_{size}", step), (_sampler(rows[0].sampler, size), {"params": params})], frame)
+    model.player.play_frame(frame, [[(f"decode_{size}", step), (_sampler(rows[0].sampler, size), {"params": params})]])
     for s in rows:
         s.submitted += 1
 
 
 def _take(model: Model, frame: int, rows: list[Run], active: list[Run], free: list[int]) -> Generator[tuple[int, int, str]]:
     """The tokens of a frame; sequences that are over leave their slots."""
-    for s, token in zip(rows, model.player.tokens(frame).tolist()):
+    for s, token in zip(rows, model.player.tokens(frame)[0].tolist()):
         if s.over:
             continue        # it ended while this step was under way already
         s.taken += 1

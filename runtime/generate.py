@@ -2,17 +2,21 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from typing import Any
 
 import numpy as np
 
 from ..compiler.package import Package, PackageError
 from .batch import stream_many
-from .player import GpuPlayer, ReferencePlayer
+from .player import STEPS, Call, GpuPlayer, ReferencePlayer
 from .sampling import pack_params
 from .text import Text
 from .tokenizer import Tokenizer, TokenizerError
+
+FRAME_SECONDS = 0.005       # what a frame of several steps may take, for text shall flow and a stop not come late
 
 Player = GpuPlayer | ReferencePlayer
 Formats = str | Mapping[str, str] | None                                        # of weights, as `load` takes them
@@ -111,6 +115,11 @@ class Model:
         self.player.drain()
         self._turn += 1
 
+    def check(self, turn: int) -> None:
+        """Raises RuntimeError in a stream that has lost the caches since its turn."""
+        if turn != self._turn:
+            raise RuntimeError("this stream ended when the model was put to other work: finish one before the next")
+
     def checked(self, token_ids: Sequence[int]) -> np.ndarray:
         ids = np.asarray(token_ids, np.int64).reshape(-1)
         vocab = self.info["vocab_size"]
@@ -185,42 +194,52 @@ class Stream:
         self._pieces.close()
 
     def _run(self) -> Generator[tuple[int, str]]:
-        text, tokens = Text(self._model.tokenizer_or_none, self._stops), self._tokens()
-        for left, token in zip(range(self._count - 1, -1, -1), tokens):
-            piece = text.push(token)
-            if text.stopped:
-                self.finish_reason = "stop"
-                tokens.close()
-                if piece or not text.ends(token):
-                    yield token, piece
-                return
-            yield token, piece + ("" if left else text.flush())
+        text = Text(self._model.tokenizer_or_none, self._stops)
+        with closing(self._tokens()) as tokens:
+            for left, token in zip(range(self._count - 1, -1, -1), tokens):
+                piece = text.push(token)
+                if text.stopped:
+                    self.finish_reason = "stop"
+                    tokens.close()
+                    if piece or not text.ends(token):
+                        yield token, piece
+                    return
+                yield token, piece + ("" if left else text.flush())
         self.finish_reason = self._limit
 
     def _tokens(self) -> Generator[int]:
-        """Sampled tokens: frame n + 1 is submitted before frame n's token is read."""
-        model, start = self._model, len(self._ids)
+        """Sampled tokens: frame n + 1 is submitted before frame n's tokens are read. Frames hold as many steps as the last was fast for."""
+        model, player = self._model, self._model.player
         model.interrupt()
-        turn = model._turn
-        count = self._count
+        turn, count = model._turn, self._count
         if not count:
             return
         model.remember(self._ids, 0, self._sampler)
         row = model.prefill(self._ids)
-        model.player.play([("head_1", {"row": np.array([row], np.int32)}), self._sample(0)], frame=0)
+        player.play_frame(0, [[("head_1", {"row": np.array([row], np.int32)}), self._sample(0)]])
+        frame, submitted, taken, steps, last = 0, 1, 0, 1, time.perf_counter()
         try:
-            for frame in range(1, count):
-                step = {"token": np.array([-1], np.int32), "position": np.array([start + frame - 1], np.int32), "slot": np.zeros(1, np.int32)}
-                model.player.play([("decode_1", step), self._sample(frame)], frame)
-                yield int(model.player.tokens(frame - 1)[0])
-                if turn != model._turn:
-                    raise RuntimeError("this stream ended when the model was put to other work: finish one before the next")
-            yield int(model.player.tokens(count - 1)[0])
+            while taken < count:
+                model.check(turn)
+                if more := range(submitted, min(submitted + steps, count)):
+                    player.play_frame(frame + 1, [[self._decode(n), self._sample(n)] for n in more])
+                    submitted = more.stop
+                tokens, now = player.tokens(frame)[:, 0].tolist(), time.perf_counter()
+                steps, last = min(max(int(FRAME_SECONDS / (now - last) * len(tokens)), 1), STEPS), now
+                for token in tokens:
+                    model.check(turn)
+                    yield token
+                taken += len(tokens)
+                frame += 1
         finally:
             if turn == model._turn:
-                model.player.drain()
+                player.drain()
 
-    def _sample(self, frame: int) -> tuple[str, dict[str, np.ndarray]]:
+    def _decode(self, n: int) -> Call:
+        """The step that takes token n - 1, which the GPU knows, and is followed by the sampling of token n."""
+        position = len(self._ids) + n - 1
+        return "decode_1", {"token": np.array([-1], np.int32), "position": np.array([position], np.int32), "slot": np.zeros(1, np.int32)}
+
+    def _sample(self, n: int) -> Call:
         name = "sample_1" if self._sampler["temperature"] > 0 else "greedy_1"
-        return name, {"params": pack_params(**self._sampler, step=frame)}
-
+        return name, {"params": pack_params(**self._sampler, step=n)}

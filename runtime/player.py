@@ -11,17 +11,18 @@ import numpy as np
 from ..compiler.package import Package
 from .gpu import Copy, Dispatch, Gpu, Shader
 from .requirements import check_requirements
-from .submission import Buffer, Pipeline
+from .submission import Buffer, Pipeline, Replay
 from .upload import Upload
 
 FRAMES = 2      # while the GPU plays one, the host prepares the next
+STEPS = 8       # that a frame may hold: between submissions the GPU waits longer than between the passes of one
 
 Call = tuple[str, Mapping[str, np.ndarray]]     # a program and its inputs, int32 of the shapes that its graph says
 DTYPES = {"f32": np.float32, "f16": np.float16, "i32": np.int32, "u32": np.uint32}
 
 
 class GpuPlayer:
-    """A loaded package. Every submission plays a few programs in order; a frame also brings the sampled tokens back."""
+    """A loaded package. A submission plays programs in order; a frame is one of several steps that brings their sampled tokens back."""
 
     def __init__(self, package: Package, gpu: Gpu, progress: Callable[[int, int], None] = lambda done, total: None,
                  owns_gpu: bool = False, fill: Callable[[Upload, str, Buffer], None] | None = None, trusted: Collection[int] = ()):
@@ -42,8 +43,9 @@ class GpuPlayer:
                                     tuple(d["grid"])) for d in program["dispatches"]] for name, program in manifest["programs"].items()}
         self._replays = {name: gpu.replay(dispatches) for name, dispatches in self._dispatches.items()}
         self._steps = {name: np.zeros(p["region"][1] // 4, np.int32) for name, p in manifest["programs"].items()}
-        self._tokens = gpu.readback(manifest["buffers"]["state.token"], "tokens"), gpu.readback(manifest["buffers"]["state.token"], "tokens")
-        self._submitted = [0] * FRAMES
+        self._later = gpu.buffer((STEPS - 1) * manifest["buffers"]["step"], "inputs of a frame's later steps")
+        self._tokens = [gpu.readback(STEPS * manifest["buffers"]["state.token"], "tokens") for _ in range(FRAMES)]
+        self._submitted = [(0, 0)] * FRAMES     # which submission, and its steps
 
     def _compile(self, shaders: list[Shader]) -> list[Pipeline]:
         start = time.perf_counter()
@@ -61,29 +63,48 @@ class GpuPlayer:
                 progress(done, total)
         self.seconds["weights"] = time.perf_counter() - start
 
-    def play(self, calls: Sequence[Call], frame: int | None = None) -> None:
-        """Submit programs; with a frame number, its tokens can be had by `tokens` later."""
+    def play(self, calls: Sequence[Call]) -> None:
+        """Submit programs."""
         for program, feeds in calls:
             self.feed(program, feeds)
-        work: list[Any] = [self._replays[program] for program, _ in calls]
-        if frame is None:
-            self.gpu.submit(work)
-            return
-        readback = self._tokens[frame % FRAMES]
-        self._submitted[frame % FRAMES] = self.gpu.submit([*work, Copy(self.buffers["state.token"], 0, readback, 0, readback.size)])
+        self.gpu.submit([self._replays[program] for program, _ in calls])
+
+    def play_frame(self, frame: int, steps: Sequence[Sequence[Call]]) -> None:
+        """Submit steps, each of a few programs; `tokens` gives what they sampled later."""
+        readback, token, work, later, at = self._tokens[frame % FRAMES], self.buffers["state.token"], list[Replay | Copy](), [], 0
+        for step, calls in enumerate(steps):
+            for program, feeds in calls:
+                if step == 0:
+                    self.feed(program, feeds)
+                    continue
+                start, size = self.package.manifest["programs"][program]["region"]
+                later.append(self._fed(program, feeds).copy())
+                work.append(Copy(self._later, at, self.buffers["step"], start, size))
+                at += size
+            work += [self._replays[program] for program, _ in calls]
+            work.append(Copy(token, 0, readback, step * token.size, token.size))
+        if later:
+            self.gpu.write(self._later, 0, np.concatenate(later))
+        self._submitted[frame % FRAMES] = self.gpu.submit(work), len(steps)
         readback.request()
 
     def feed(self, program: str, feeds: Mapping[str, np.ndarray]) -> None:
         """Write the inputs of a program before what is submitted next."""
+        self.gpu.write(self.buffers["step"], self.package.manifest["programs"][program]["region"][0], self._fed(program, feeds))
+
+    def _fed(self, program: str, feeds: Mapping[str, np.ndarray]) -> np.ndarray:
+        """A program's part of the step buffer with these inputs; the next call writes over it."""
         entry, words = self.package.manifest["programs"][program], self._steps[program]
         for name, array in feeds.items():
             at = entry["step"][name][0]
             words[at:at + array.size] = array.ravel()
-        self.gpu.write(self.buffers["step"], entry["region"][0], words)
+        return words
 
     def tokens(self, frame: int) -> np.ndarray:
-        """The tokens that a frame sampled, int32 [rows]; waits for that frame alone."""
-        return self._tokens[frame % FRAMES].wait(self._submitted[frame % FRAMES]).view(np.int32)
+        """The tokens that a frame sampled, int32 [steps, rows]; waits for that frame alone."""
+        index, steps = self._submitted[frame % FRAMES]
+        size = steps * self.buffers["state.token"].size
+        return self._tokens[frame % FRAMES].wait(index, size).view(np.int32).reshape(steps, -1)
 
     def dispatches(self, program: str) -> list[Dispatch]:
         """The dispatches of a program, for measuring."""
@@ -93,7 +114,7 @@ class GpuPlayer:
         """Let go of frames whose tokens nobody took."""
         for frame, readback in enumerate(self._tokens):
             if readback.requested:
-                readback.wait(self._submitted[frame])
+                readback.wait(self._submitted[frame][0])
 
     def read(self, state: str, rows: int) -> np.ndarray:
         """The first rows of a state of plain elements, after everything submitted so far."""
@@ -111,7 +132,7 @@ class GpuPlayer:
         """Free the memory, and close the device if it is the player's own and shall not be kept."""
         self._replays.clear()       # whose bind groups hold the buffers
         self._dispatches.clear()
-        for buffer in (*self.buffers.values(), *self._tokens):
+        for buffer in (*self.buffers.values(), *self._tokens, self._later):
             buffer.destroy()
         if self._owns_gpu and not keep_gpu:
             self.gpu.close()
@@ -125,12 +146,17 @@ class ReferencePlayer:
         self.seconds: dict[str, float] = {}
         self._frames: dict[int, np.ndarray] = {}
 
-    def play(self, calls: Sequence[Call], frame: int | None = None) -> None:
+    def play(self, calls: Sequence[Call]) -> None:
         for program, feeds in calls:
             shapes = {n: shape for n, (_, shape) in self.package.manifest["programs"][program]["step"].items()}
             self.package.evaluate(program, self._states, {n: np.asarray(a, np.int32).reshape(shapes[n]) for n, a in feeds.items()})
-        if frame is not None:
-            self._frames[frame % FRAMES] = self._states["token"].copy()
+
+    def play_frame(self, frame: int, steps: Sequence[Sequence[Call]]) -> None:
+        tokens = []
+        for calls in steps:
+            self.play(calls)
+            tokens.append(self._states["token"].copy())
+        self._frames[frame % FRAMES] = np.stack(tokens)
 
     def tokens(self, frame: int) -> np.ndarray:
         return self._frames[frame % FRAMES]

@@ -162,14 +162,14 @@ class Replay:
             dispatch(compute_pass, x, y, z)
 
 
-def encode(encoder: Any, steps: Iterable[Replay | Copy], descriptor: Any = NULL) -> None:
-    """Writes the steps in their order; replays next to each other share a compute pass, which gets the descriptor."""
+def encode(encoder: Any, steps: Iterable[Replay | Copy], descriptor: Callable[[], Any] = lambda: NULL) -> None:
+    """Writes the steps in their order; replays next to each other share a compute pass, and every pass gets a descriptor of its own."""
     compute_pass = NULL
     try:
         for step in steps:
             if isinstance(step, Replay):
                 if not compute_pass:
-                    compute_pass = lib.wgpuCommandEncoderBeginComputePass(encoder, descriptor)
+                    compute_pass = lib.wgpuCommandEncoderBeginComputePass(encoder, descriptor())
                 step.encode(compute_pass)
             else:
                 compute_pass = _end(compute_pass)

@@ -14,10 +14,10 @@ from . import timing
 from .adapter import AdapterInfo, DeviceError
 from .gpu import Gpu
 from .native import NULL, ffi, lib
-from .player import Call, GpuPlayer
+from .player import FRAMES, STEPS, Call, GpuPlayer
 from .submission import Copy, Replay, encode
 
-MOST = timing.STAMPS // 2  # submissions of a recording that are traced
+MOST = timing.STAMPS // 2  # compute passes of a recording that are traced
 
 
 class Span(NamedTuple):
@@ -34,7 +34,7 @@ class Span(NamedTuple):
 
 @dataclass
 class Frame:
-    """A submission of one pass: what it plays, when the host handed it over and knew that it was done (0: never waited for)."""
+    """A compute pass: what it plays, its submission, when the host handed that over and knew that it was done (0: never waited for)."""
 
     name: str
     index: int
@@ -104,29 +104,36 @@ class TracedGpu(Gpu):
     def submit(self, steps: Iterable[Replay | Copy]) -> int:
         before = len(self._frames)
         index = super().submit(steps)
-        if len(self._frames) > before:
-            frame = self._frames[-1]
-            frame.index = index
-            self._host.append(Span("submit", frame.handed, time.perf_counter()))
+        if new := self._frames[before:]:
+            for frame in new:
+                frame.index = index
+            self._host.append(Span("submit", new[0].handed, time.perf_counter()))
         return index
 
     def _encode(self, steps: Iterable[Replay | Copy]) -> Any:
-        """As without a recording, but timestamps are written around the compute pass."""
-        steps = list(steps)
-        if not self._on or len(self._frames) == MOST or not isinstance(steps[0], Replay):
+        """As without a recording, but timestamps are written around the compute passes."""
+        steps, kept = list(steps), list[Any]()     # kept: what descriptors point to
+        if not self._on or len(self._frames) > MOST - STEPS or not isinstance(steps[0], Replay):
             return super()._encode(steps)
-        with self.span("encode"):
+        before = len(self._frames)
+
+        def stamped() -> Any:
             at = 2 * len(self._frames)
-            stamps = ffi.new("WGPUPassTimestampWrites *", {"querySet": self._queries._internal, "beginningOfPassWriteIndex": at,
-                                                           "endOfPassWriteIndex": at + 1})
-            descriptor = ffi.new("WGPUComputePassDescriptor *", {"timestampWrites": stamps})
+            kept.append(ffi.new("WGPUPassTimestampWrites *", {"querySet": self._queries._internal, "beginningOfPassWriteIndex": at,
+                                                              "endOfPassWriteIndex": at + 1}))
+            kept.append(ffi.new("WGPUComputePassDescriptor *", {"timestampWrites": kept[-1]}))
+            self._frames.append(Frame(self.name, 0, 0.0))
+            return kept[-1]
+
+        with self.span("encode"):
             encoder = lib.wgpuDeviceCreateCommandEncoder(self._device._internal, NULL)
             try:
-                encode(encoder, steps, descriptor)
+                encode(encoder, steps, stamped)
                 commands = lib.wgpuCommandEncoderFinish(encoder, NULL)
             finally:
                 lib.wgpuCommandEncoderRelease(encoder)
-        self._frames.append(Frame(self.name, 0, time.perf_counter()))
+        for frame in self._frames[before:]:
+            frame.handed = time.perf_counter()
         return commands
 
     def poll(self, index: int) -> None:
@@ -134,7 +141,7 @@ class TracedGpu(Gpu):
             super().poll(index)
         if self._on:
             now = time.perf_counter()
-            for frame in self._frames[-4:]:
+            for frame in self._frames[-2 * FRAMES * STEPS:]:
                 if 0 < frame.index <= index:
                     frame.known = frame.known or now
 
@@ -144,10 +151,19 @@ class TracedPlayer(GpuPlayer):
 
     gpu: TracedGpu
 
-    def play(self, calls: Sequence[Call], frame: int | None = None) -> None:
+    def play(self, calls: Sequence[Call]) -> None:
+        with self._played(calls):
+            super().play(calls)
+
+    def play_frame(self, frame: int, steps: Sequence[Sequence[Call]]) -> None:
+        with self._played(steps[0]):
+            super().play_frame(frame, steps)
+
+    @contextmanager
+    def _played(self, calls: Sequence[Call]) -> Iterator[None]:
         self.gpu.name = " + ".join(program for program, _ in calls)
         with self.gpu.span("play"):
-            super().play(calls, frame)
+            yield
 
     def feed(self, program: str, feeds: Mapping[str, np.ndarray]) -> None:
         with self.gpu.span("write inputs"):

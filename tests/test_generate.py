@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tilewright
+from tilewright.runtime.player import STEPS
 
 DEMO = Path(tilewright.__file__).parent / "frontends" / "demo" / "tales-llama4"
 TRUTH = Path(__file__).parent / "data" / "truth"
@@ -133,3 +134,24 @@ def test_a_model_without_tokenizer_takes_ids_only():
     with pytest.raises(tilewright.TokenizerError, match="no tokenizer: pass token ids"):
         model.generate("hello")
     assert len(list(model.stream([1, 2, 3], max_tokens=3))) == 3
+
+
+def test_frames_of_several_steps_give_the_same_tokens(model, monkeypatch):
+    """Whatever frames hold: their sizes follow the clock, tokens, stops and sampling do not."""
+    options = {"max_tokens": 40, "temperature": 0.9, "repeat_penalty": 1.1, "seed": 3}
+    frames = []
+    play = model.player.play_frame
+    monkeypatch.setattr(model.player, "play_frame", lambda frame, steps: (frames.append(len(steps)), play(frame, steps))[1])
+    pieces = {}
+    for seconds in (0.0, 1e9):
+        monkeypatch.setattr("tilewright.runtime.generate.FRAME_SECONDS", seconds)
+        frames.clear()
+        stream = model.stream(PROMPT, **options)
+        pieces[seconds] = list(stream), stream.finish_reason, model.generate(PROMPT, max_tokens=20)
+        assert sum(frames) == 60 and max(frames) == (STEPS if seconds else 1)
+    assert pieces[0.0] == pieces[1e9]
+    stream = model.stream(PROMPT, **options)
+    assert [next(stream) for _ in range(11)] == pieces[0.0][0][:11]     # within a frame
+    assert model.generate(PROMPT, max_tokens=20) == pieces[0.0][2]
+    with pytest.raises(RuntimeError, match="put to other work"):
+        next(stream)
