@@ -10,6 +10,9 @@ from ..compiler.layouts import LAYOUTS
 # products that an invocation has under way: beyond, GPUs run out of registers and software adapters compile for long
 UNROLLED = 64
 
+# Invocations that share rows, and how many such groups a workgroup has.
+SHAPES = ((8, 4), (16, 4), (32, 2), (32, 4), (64, 1), (64, 2), (128, 1), (128, 2), (128, 4), (256, 1), (256, 2), (512, 1))
+
 
 class MatVec(Kernel):
     def accepts(self, site: Site) -> bool:
@@ -19,16 +22,20 @@ class MatVec(Kernel):
 
     def schedules(self, site: Site) -> Iterator[Schedule]:
         device, size, tokens = site.device, site.device.subgroup_size, self._tokens(site)
-        n, least = site.shape("w")[-2], 2 if site.pairs else 1
-        quads = max(1, LAYOUTS[site.value("w").layout].block // 4)
-        for lanes, groups in ((8, 4), (16, 4), (32, 2), (32, 4), (64, 1), (64, 2), (128, 1), (256, 1), (512, 1)):
-            for rows in (1, 2, 4, 8):
+        (n, k), least, layout = site.shape("w")[-2:], 2 if site.pairs else 1, LAYOUTS[site.value("w").layout]
+        quads = max(1, layout.block // 4)
+        for lanes, groups in SHAPES:
+            for rows in (1, 2, 4, 8, 16):
                 small = rows == least or (least < rows <= n and rows * tokens * quads <= UNROLLED)
-                if small and rows // least * tokens <= lanes:
-                    # each result of a subgroup is one more term that every invocation adds up
-                    if device.subgroups and lanes % size == 0 and rows * tokens * lanes // size <= 2 * UNROLLED:
-                        yield {"lanes": lanes, "groups": groups, "rows": rows, "tokens": tokens, "subgroup": size}
-                    yield {"lanes": lanes, "groups": groups, "rows": rows, "tokens": tokens, "subgroup": 0}
+                if not small or rows // least * tokens > lanes:
+                    continue
+                # each result of a subgroup is one more term that every invocation adds up
+                if device.subgroups and lanes % size == 0 and rows * tokens * lanes // size <= 2 * UNROLLED:
+                    for unroll in (1, 2, 4):
+                        if unroll == 1 or (k % (layout.block * lanes * unroll) == 0 and rows * tokens * quads * unroll <= UNROLLED):
+                            yield {"lanes": lanes, "groups": groups, "rows": rows, "tokens": tokens, "unroll": unroll, "subgroup": size}
+                if rows <= 8:
+                    yield {"lanes": lanes, "groups": groups, "rows": rows, "tokens": tokens, "unroll": 1, "subgroup": 0}
 
     def cost(self, site: Site, s: Schedule) -> float:
         device, k = site.device, site.shape("w")[-1]
@@ -40,7 +47,8 @@ class MatVec(Kernel):
         barriers = 0 if s["subgroup"] and s["lanes"] <= s["subgroup"] else 2 + (0 if s["subgroup"] else s["lanes"].bit_length())
         read, products = self._work(site, s)
         operands = 1.5 * (s["rows"] + s["tokens"]) / (s["rows"] * s["tokens"])       # that an invocation reads for each product
-        work = (read * waves + again) / device.bandwidth + 2 * products * (1 + operands) / device.flops
+        hidden = read * 0.05 / (s["rows"] * s["unroll"])        # the more loads are under way, the better memory is used
+        work = (read * waves + hidden + again) / device.bandwidth + 2 * products * (1 + operands) / device.flops
         return device.launch * (1 + 0.02 * barriers) + work * self._passes(site, s)
 
     def grid(self, site: Site, s: Schedule) -> tuple[int, int, int]:

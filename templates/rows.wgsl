@@ -4,7 +4,7 @@ $# the rows. With `norm`, x is normalised on the way: the sum of squares is gath
 {$ from "rounding.wgsl" import rounding_memory, round_quad with context $}
 $$ set U, K, N = x.unit, w.shape[-1], w.shape[-2]
 $$ set blocks, quads, units = K // w.block, w.block // U, K // U
-$$ set threads = lanes * groups
+$$ set threads, step = lanes * groups, lanes * unroll
 $$ set product = "dot(%s, %s)" if U == 4 else "%s * %s"
 $$ set sums = []
 $$ for t in range(tokens)
@@ -29,35 +29,54 @@ $$ for name in sums
 $$ endfor
 $$ endmacro
 
+$# The blocks from `block` on, `unroll` of every row on their way at once.
+$$ macro add_blocks(factor)
+$$ for u in range(unroll)
+        let b{{ u }} = block{{ " + %du" % (u * lanes) if u }};
+$$ for r in range(rows)
+        {{ w.fetch("row%d + b%d" % (r, u), "w%d_%d" % (r, u)) }}
+$$ endfor
+$$ endfor
+$$ for u in range(unroll)
+        {
+$$ for j in range(quads)
+$$ if norm and norm.weight
+            let g{{ j }} = {{ norm.weight.load_unit("b%d * %du + %du" % (u, quads, j)) }};
+$$ endif
+$$ for t in range(tokens)
+            let x{{ t }}_{{ j }} = {{ x.load_unit("x%d + b%d * %du + %du" % (t, u, quads, j)) }};
+$$ if norm
+            square{{ t }} += {{ product % ("x%d_%d" % (t, j), "x%d_%d" % (t, j)) }};
+$$ endif
+            let v{{ t }}_{{ j }} = x{{ t }}_{{ j }}{{ " * g%d" % j if norm and norm.weight }}{{ " * " + factor if factor }};
+$$ endfor
+$$ for r in range(rows)
+            let q{{ r }}_{{ j }} = {{ w.quad("w%d_%d" % (r, u), j) }};
+$$ for t in range(tokens)
+            sum{{ r }}_{{ t }} += {{ product % ("q%d_%d" % (r, j), "v%d_%d" % (t, j)) }};
+$$ endfor
+$$ endfor
+$$ endfor
+        }
+$$ endfor
+$$ endmacro
+
 $# Add the products of token t's x, which starts at unit x<t>, with the rows of the matrix that starts at row `base` of w.
 $$ macro products(base="", factor="")
 $$ for r in range(rows)
 $$ set row = "first + %du" % r
     let row{{ r }} = ({{ base + " + " if base }}{{ finish.line(row if N % (rows * groups) == 0 else "min(%s, %du)" % (row, N - 1), r % 2) }}) * {{ blocks }}u;
 $$ endfor
-    for (var block = lane; block < {{ blocks }}u; block += {{ lanes }}u) {
-$$ for r in range(rows)
-        {{ w.fetch("row%d + block" % r, "w%d" % r) }}
-$$ endfor
-$$ for j in range(quads)
-$$ if norm and norm.weight
-        let g{{ j }} = {{ norm.weight.load_unit("block * %du + %du" % (quads, j)) }};
-$$ endif
-$$ for t in range(tokens)
-        let x{{ t }}_{{ j }} = {{ x.load_unit("x%d + block * %du + %du" % (t, quads, j)) }};
-$$ if norm
-        square{{ t }} += {{ product % ("x%d_%d" % (t, j), "x%d_%d" % (t, j)) }};
-$$ endif
-        let v{{ t }}_{{ j }} = x{{ t }}_{{ j }}{{ " * g%d" % j if norm and norm.weight }}{{ " * " + factor if factor }};
-$$ endfor
-$$ for r in range(rows)
-        let q{{ r }}_{{ j }} = {{ w.quad("w%d" % r, j) }};
-$$ for t in range(tokens)
-        sum{{ r }}_{{ t }} += {{ product % ("q%d_%d" % (r, j), "v%d_%d" % (t, j)) }};
-$$ endfor
-$$ endfor
-$$ endfor
+$$ if blocks == step
+    {
+        let block = lane;
+{{ add_blocks(factor) }}
     }
+$$ else
+    for (var block = lane; block < {{ blocks }}u; block += {{ step }}u) {
+{{ add_blocks(factor) }}
+    }
+$$ endif
 $$ endmacro
 
 $# Memory for results that are rounded: those of the workgroup, in order of tokens.
