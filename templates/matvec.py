@@ -47,8 +47,9 @@ class MatVec(Kernel):
         barriers = 0 if s["subgroup"] and s["lanes"] <= s["subgroup"] else 2 + (0 if s["subgroup"] else s["lanes"].bit_length())
         read, products = self._work(site, s)
         operands = 1.5 * (s["rows"] + s["tokens"]) / (s["rows"] * s["tokens"])       # that an invocation reads for each product
-        hidden = read * 0.05 / (s["rows"] * s["unroll"])        # the more loads are under way, the better memory is used
-        work = (read * waves + hidden + again) / device.bandwidth + 2 * products * (1 + operands) / device.flops
+        hidden = read * 0.05 / min(s["rows"] * s["unroll"], 8)      # a few loads have to be under way
+        # of schedules that are alike otherwise, that with fewer workgroups
+        work = 1e-10 * workgroups + (read * waves + hidden + again) / device.bandwidth + 2 * products * (1 + operands) / device.flops
         return device.launch * (1 + 0.02 * barriers) + work * self._passes(site, s)
 
     def grid(self, site: Site, s: Schedule) -> tuple[int, int, int]:

@@ -14,7 +14,8 @@ from .matvec import MatVec
 SHAPES = ((32, 4), (32, 2), (32, 8), (32, 16), (32, 32), (8, 4), (8, 8), (8, 16), (16, 8), (16, 16), (64, 2), (64, 4), (64, 8),
           (128, 4), (128, 8), (128, 2), (256, 1), (256, 2), (256, 4), (512, 1), (512, 2))
 
-REGISTERS = 150     # that blocks under way may take
+# Words that blocks under way may take: what registers hold; and of blocks that two loads read, which share sectors of memory, what caches do.
+REGISTERS, CACHED = 150, 100
 
 
 class MatVecQ8(MatVec):
@@ -33,26 +34,20 @@ class MatVecQ8(MatVec):
         size, least = site.device.subgroup_size, 2 if site.pairs else 1
         tokens, blocks = self._tokens(site), site.shape("w")[-1] // 32
         words = 8 * site.bytes("w") / site.value("w").size      # of a block
+        most = (REGISTERS if words <= 8 else CACHED) / words    # blocks under way
         for lanes, groups in SHAPES:
             for rows in (1, 2, 4, 8) if lanes < 128 else (4, 8, 16, 32):
-                for unroll in self._unrolls(lanes, blocks):
+                for unroll in (1, 2, 4) if lanes < 128 else (1, 2):
                     fitting = blocks >= lanes * unroll or (unroll == 1 and (lanes < 128 or 4 * blocks >= 3 * lanes))
                     if site.rounding:       # whole blocks of 32 results, a quad of them an invocation
                         fitting = fitting and rows // least * groups % 32 == 0 and tokens * rows // least * groups <= 4 * lanes * groups
                     held = rows * unroll * tokens
-                    fitting = fitting and held <= (20 if lanes < 128 else 32) and held * words <= REGISTERS
+                    fitting = fitting and held <= (20 if lanes < 128 else 32) and held <= most
                     if rows >= least and fitting and rows // least * tokens <= lanes:
                         s = {"lanes": lanes, "groups": groups, "rows": rows, "tokens": tokens, "unroll": unroll}
                         if site.device.subgroups and lanes % size == 0:
                             yield {**s, "subgroup": size}
                         yield {**s, "subgroup": 0}
-
-    def _unrolls(self, lanes: int, blocks: int) -> list[int]:
-        """Blocks of a row that an invocation has under way at once: all that it has, too, if they are few."""
-        if lanes >= 128:
-            return [1, 2]
-        each = blocks // lanes
-        return sorted({1, 2, 4} | ({each} if blocks % lanes == 0 and 1 < each < 8 else set()))
 
     def cost(self, site: Site, s: Schedule) -> float:
         device = site.device
