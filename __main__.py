@@ -1,27 +1,19 @@
-"""The command line: compile a model, play it, and look at what the compiler made of it."""
+"""The command line. What a command needs it imports itself, so that --help need not wait for it."""
 from __future__ import annotations
 
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from .bench.commands import app as measuring
-from .options import Cache, Context, DeviceName, Dtype, ModelPath, Quantize
-
-if TYPE_CHECKING:       # what a command needs it imports itself, so that --help need not wait for it
-    from .compiler.device import Device
-    from .compiler.ir import Graph
-    from .runtime.generate import Model
+from .bench import commands, inspection
+from .options import Activations, Cache, Context, DeviceName, Dtype, ModelPath, Quantize, load
 
 DEMO = Path(__file__).parent / "frontends" / "demo" / "tales-llama4"
-LIMITS = ("max_buffer_size", "max_storage_buffer_binding_size", "max_storage_buffers_per_shader_stage",
-          "max_compute_workgroup_storage_size", "max_compute_invocations_per_workgroup")
 
-TargetName = Annotated[str, typer.Option("--device", help="auto, a part of an adapter's name, or a device profile such as web-default.")]
 Targets = Annotated[list[str], typer.Option("--target", "--device", help="What to compile for: auto, a part of an adapter's name, a device "
                     "profile or TOML file, or web (browsers). Given several times, or with commas, one file plays on all.")]
 MaxTokens = Annotated[int, typer.Option(min=0, help="Tokens to generate at most.")]
@@ -30,10 +22,8 @@ TopK = Annotated[int, typer.Option(help="Sample from so many of the likeliest to
 TopP = Annotated[float, typer.Option(help="Sample from the likeliest tokens that make up this share; 1 is off.")]
 MinP = Annotated[float, typer.Option(help="Leave out tokens below this share of the likeliest one's probability; 0 is off.")]
 Penalty = Annotated[float, typer.Option("--repeat-penalty", help="Above 1 makes tokens less likely that were there before.")]
-Activations = Annotated[str | None, typer.Option(help="What quantized weights meet: f32, or q8 (8-bit integers); if not given what is faster.")]
 Seed = Annotated[int | None, typer.Option(help="The same seed gives the same text; random if not given.")]
 Stops = Annotated[list[str] | None, typer.Option("--stop", help="End before this text; may be given several times.")]
-Program = Annotated[str, typer.Option(help="decode_1, prefill_128, head_1, sample_1, ... (tilewright inspect lists them)")]
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 
@@ -232,147 +222,8 @@ def web(model: ModelPath, export: Annotated[Path | None, typer.Option(metavar="D
             site.serve_forever()
 
 
-@app.command()
-def perplexity(model: ModelPath, text: Annotated[Path, typer.Argument(metavar="TEXT", help="A text file of at least 512 tokens.")],
-               against: Annotated[Path | None, typer.Option(metavar="MODEL", help="Tell how far the model is from this one.")] = None,
-               windows: Annotated[int | None, typer.Option(help="Take only the first so many windows of 512 tokens.")] = None,
-               json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the numbers there; - prints them.")] = None,
-               device: DeviceName = "auto", dtype: Dtype = None, cache: Cache = None, quantize: Quantize = None,
-               activations: Activations = None) -> None:
-    """Measure how well a model predicts a text, as llama.cpp does; and what quantizing it costs.
-
-    \b
-    tilewright perplexity path/to/model book.txt
-    tilewright perplexity path/to/model book.txt --quantize q4_0 --against path/to/model
-    """
-    import json
-    from dataclasses import asdict
-
-    from .api import is_package
-    from .runtime.perplexity import WINDOW, measure, read_text, rows
-    from .runtime.terminal import progress, show_table
-    words, context = read_text(text), {p: None if is_package(p) else WINDOW for p in (model, against) if p}
-    loaded = load(model, device, context[model], dtype, cache, quantize, activations)
-    base = load(against, device, context[against], dtype, cache) if against else None
-    with progress() as show:
-        found = measure(loaded, words, base, windows, lambda done, total: show("windows", done, total))
-    if json_file:
-        told = json.dumps({"model": str(model), "text": str(text), "base": str(against) if against else None, **asdict(found)}, indent=1)
-        if str(json_file) == "-":
-            print(told)
-            return
-        json_file.write_text(told + "\n", encoding="utf-8")
-    show_table("", ("", ""), rows(found))
-
-
-@app.command()
-def inspect(model: ModelPath, tensors: Annotated[bool, typer.Option("--tensors", help="A line for every tensor too.")] = False,
-            as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
-            variant: Annotated[str | None, typer.Option(help="Of several variants, the one for this device; if not given the first.")] = None,
-            device: TargetName = "auto") -> None:
-    """Show what is in a package: variants, programs, kernels, weights, caches, memory. Any other model is compiled first.
-
-    \b
-    tilewright inspect model.wgpu-llama --tensors
-    tilewright inspect model.wgpu-llama --variant web-default
-    tilewright inspect path/to/model --device web-default
-    """
-    from .api import compile_for, is_package, open_checkpoint, open_package
-    from .compiler.report import describe, tables
-    from .runtime.terminal import progress, show_table
-    with progress() as show:
-        done = is_package(model)
-        package = open_package(model) if done else compile_for(open_checkpoint(model), target_of(device), progress=show)
-    told = describe(package.variant_for(variant) if variant else package)
-    if as_json:
-        import json
-        print(json.dumps(told, indent=1))
-        return
-    for title, columns, rows in tables(told, tensors):
-        show_table(title, columns, rows)
-
-
-@app.command()
-def explain(model: ModelPath,
-            op: Annotated[str | None, typer.Option(help="An op's number, a value that it makes or reads, or a kind.")] = None,
-            program: Program = "decode_1", device: TargetName = "auto") -> None:
-    """Follow one op through the compiler: every pass, the schedules considered, the shader. Without --op, list the ops.
-
-    \b
-    tilewright explain path/to/model
-    tilewright explain path/to/model --op route
-    tilewright explain path/to/model --op 3 --device web-default
-    """
-    from .api import KERNELS
-    from .compiler import report
-    target = target_of(device)
-    stages, shaders = stages_of(model, target, program)
-    ops = stages[-1][1].ops
-    if op is None:
-        print("\n".join(report.list_ops(stages[-1][1])))
-        return
-    index = report.find_op(stages[-1][1], op)
-    print(f"{program}, op {index} of {len(ops)}\n\n{report.explain(stages, index, target, KERNELS, shaders[index] if shaders else '')}")
-
-
-@app.command()
-def view(model: ModelPath, output: Annotated[Path, typer.Option("--output", "-o", help="The page to write.")] = Path("graph.html"),
-         program: Program = "decode_1", device: TargetName = "auto") -> None:
-    """Draw the op graph of a program as one HTML page.
-
-    \b
-    tilewright view path/to/model -o graph.html
-    """
-    from .compiler.page import page
-    stages, _ = stages_of(model, target_of(device), program)
-    graph = stages[-1][1]
-    output.write_text(page(graph, f"{model.name}: {program}, {len(graph.ops)} ops"), encoding="utf-8")
-    typer.echo(f"wrote {output}: {len(graph.ops)} ops", err=True)
-
-
-@app.command()
-def devices() -> None:
-    """List the GPU adapters of this machine, and the device profiles."""
-    from .compiler.device import shipped_devices, user_file
-    from .runtime.adapter import DeviceError, adapters
-    from .runtime.gpu import Gpu
-    from .runtime.terminal import show_table
-    found = adapters()
-    for number, info in enumerate(found):
-        try:
-            gpu = Gpu(info)
-            size = str(gpu.subgroup_size or "none")
-            opened = [(n.removeprefix("max_").replace("_", " "), f"{gpu.limits[n]:,}") for n in LIMITS]
-            gpu.close()
-        except DeviceError as error:
-            size, opened = "unknown", [("trouble", str(error))]
-        features = ", ".join(sorted(info.features & {"shader-f16", "subgroups", "timestamp-query"})) or "none"
-        own = user_file(info.name)
-        record = str(own) if own.exists() else "none of your own: tilewright probe measures this adapter"
-        known = [("backend", info.backend), ("kind", info.kind), ("driver", info.driver), ("record", record), ("features", features),
-                 ("subgroup size", size)]
-        show_table(info.name + ("  (auto takes this one)" if number == 0 else ""), ("", ""), [*known, *opened])
-    if not found:
-        print("no GPU adapter was found, so auto plays in numpy (slowly). Install a Vulkan, Metal or Direct3D 12 driver; "
-              "on Debian without a GPU: apt install mesa-vulkan-drivers libvulkan1\n")
-    print(f"device profiles to compile for: {', '.join(d.name for d in shipped_devices())}")
-
-
-app.add_typer(measuring)
-
-
-def load(path: Path, device: str, context: int | None = None, dtype: str | None = None, cache: str | None = None,
-         quantize: str | None = None, activations: str | None = None) -> Model:
-    from . import api
-    from .runtime.terminal import loading, progress
-    from .sessions import Session
-    with progress() as show:
-        model = api.load(path, device, context, dtype, cache, show, quantize, activations=activations)
-    if isinstance(model, Session):
-        raise ValueError(f"{path} is a graph of tensors, which has no text to go on from: run it in Python with tilewright.session")
-    if sys.stderr.isatty():
-        typer.echo(loading(model), err=True)
-    return model
+for more in (inspection.app, commands.app):
+    app.add_typer(more)
 
 
 def pack(model: Path, output: Path, names: str, context: int | None, dtype: str | None, cache: str | None, quantize: str | None,
@@ -390,32 +241,6 @@ def pack(model: Path, output: Path, names: str, context: int | None, dtype: str 
     made = [f"{len(v['shaders'])} shaders for {v['device']['name']}" for v in package.variants if v["shaders"]]
     typer.echo(f"wrote {output}: {amount(output.stat().st_size)}, {', '.join(made) or 'not compiled'}, "
                f"in {time.perf_counter() - start:.1f} s", err=True)
-
-
-def target_of(device: str) -> Device:
-    """The one device that explain, view and inspect are about."""
-    from .api import targets
-    return targets(device)[0]
-
-
-def stages_of(path: Path, target: Device, program: str) -> tuple[list[tuple[str, Graph]], list[str]]:
-    """One program after every pass for a device; of a compiled package, as it stands there, with every op's WGSL."""
-    from .api import KERNELS, REFERENCE, is_package, lower, open_checkpoint, open_package, plan_for
-    from .compiler.ir import GraphError
-    from .compiler.pipeline import run_stages
-    package = open_package(path) if is_package(path) else None
-    if package:
-        graphs = {name: package.graph(name) for name in package.manifest["programs"]}
-    else:
-        checkpoint = open_checkpoint(path)
-        graphs = lower(checkpoint, plan_for(checkpoint, target, None, "f32", "f32")).graphs
-    if program not in graphs:
-        raise GraphError(f"no program '{program}'; there are: {', '.join(graphs)}")
-    if package and package.manifest["shaders"]:
-        dispatches = package.manifest["programs"][program]["dispatches"]
-        return [("in the package", graphs[program])], [package.manifest["shaders"][d["shader"]]["wgsl"] for d in dispatches]
-    stages = run_stages(graphs, target, {} if target is REFERENCE else KERNELS)
-    return [(f"after {name}", now[program]) for name, now, _ in stages], []
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The commands that measure: probe, tune, profile."""
+"""The commands that measure: probe, tune, profile, perplexity."""
 from __future__ import annotations
 
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ..options import Cache, Context, DeviceName, Dtype, JsonFile, ModelPath, Quantize
+from ..options import Activations, Cache, Context, DeviceName, Dtype, JsonFile, ModelPath, Quantize, load
 
 app = typer.Typer()
 
@@ -81,3 +81,32 @@ def profile(model: ModelPath, device: DeviceName = "auto", tokens: Annotated[int
     if str(json_file) != "-":
         for title, columns, rows in found.tables:
             show_table(title, columns, rows)
+
+
+@app.command()
+def perplexity(model: ModelPath, text: Annotated[Path, typer.Argument(metavar="TEXT", help="A text file of at least 512 tokens.")],
+               against: Annotated[Path | None, typer.Option(metavar="MODEL", help="Tell how far the model is from this one.")] = None,
+               windows: Annotated[int | None, typer.Option(help="Take only the first so many windows of 512 tokens.")] = None,
+               json_file: JsonFile = None, device: DeviceName = "auto", dtype: Dtype = None, cache: Cache = None, quantize: Quantize = None,
+               activations: Activations = None) -> None:
+    """Measure how well a model predicts a text, as llama.cpp does; and what quantizing it costs.
+
+    \b
+    tilewright perplexity path/to/model book.txt
+    tilewright perplexity path/to/model book.txt --quantize q4_0 --against path/to/model
+    """
+    from dataclasses import asdict
+
+    from ..api import is_package
+    from ..runtime.perplexity import WINDOW, measure, read_text, rows
+    from ..runtime.terminal import progress, show_table
+    from . import measuring
+    words, context = read_text(text), {p: None if is_package(p) else WINDOW for p in (model, against) if p}
+    loaded = load(model, device, context[model], dtype, cache, quantize, activations)
+    base = load(against, device, context[against], dtype, cache) if against else None
+    with progress() as show:
+        found = measure(loaded, words, base, windows, lambda done, total: show("windows", done, total))
+    if json_file:
+        measuring.write_json({"model": str(model), "text": str(text), "base": str(against) if against else None, **asdict(found)}, json_file)
+    if str(json_file) != "-":
+        show_table("", ("", ""), rows(found))

@@ -16,6 +16,7 @@ from ..compiler.layouts import LAYOUTS, plane_bytes
 from ..frontends.weights import requantization
 from ..runtime.adapter import pick
 from ..runtime.gpu import Gpu
+from ..runtime.timing import passes
 from ..runtime.upload import Upload
 
 SOURCES = {"f32": np.float32, "bf16": ml_dtypes.bfloat16, "f16": np.float16}
@@ -37,7 +38,8 @@ def kernel_seconds(gpu: Gpu, array: np.ndarray, layout: str) -> float:
     source, *planes = [gpu.buffer(size) for size in (piece.nbytes, *plane_bytes(piece.shape, "f32", layout))]
     gpu.write(source, 0, piece.view(np.uint8))
     dispatch = requantization.dispatch(gpu, piece, layout, [(b, 0, b.size) for b in (source, *planes)])
-    return gpu.profile([dispatch], 5)[0] * array.size / piece.size
+    spans = passes(gpu, [[dispatch]] * 5)
+    return float(np.median(spans[:, 1] - spans[:, 0])) * array.size / piece.size
 
 
 def measure(gpu: Gpu, array: np.ndarray, layout: str) -> dict[str, object]:

@@ -2,35 +2,50 @@
 from __future__ import annotations
 
 import json
+import signal
+import statistics
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .load_memory import write
-from .parts import Bench
+from .shapes import write_gguf
 
-PROMPTS, DEPTHS = "512,2048", "0,8192"
+if TYPE_CHECKING:
+    from .parts import Bench
+
+OPTIONS = ("-fa", "1", "-ngl", "999", "-o", "json")     # flash attention, all layers on the GPU
 
 
-def compare(program: Path, models: tuple[str, ...], bench: Bench) -> Iterator[tuple[str, Any]]:
-    """By model the tokens a second of prompts and of decoding after so many tokens. Raises OSError where the program cannot be run."""
+def compare(program: Path, models: Sequence[str], prompts: Sequence[int], contexts: Sequence[int], bench: Bench) -> Iterator[tuple[str, Any]]:
+    """By model (8b-q4_0) what the report's own parts measure: tokens a second of prompts from an empty cache, and of decoding at contexts.
+    Raises OSError where the program cannot be run."""
     for model in models:
         shape, stored = model.split("-")
+        told: dict[str, Any] = {}
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / f"{model}.gguf"
-            write(shape, file, stored)
-            command = [str(program), "-m", str(file), "-p", PROMPTS, "-n", str(bench.tokens), "-d", DEPTHS, "-fa", "1", "-ngl", "999", "-o", "json"]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            yield model, _read(done.stdout) if done.returncode == 0 else {"failed": done.stderr.strip().splitlines()[-1:]}
+            write_gguf(file, shape, stored)
+            for asked in (("-p", _list(prompts), "-n", "0"), ("-p", "0", "-n", str(bench.tokens), "-d", _list(contexts))):
+                command = [str(program), "-m", str(file), *asked, "-r", str(bench.streams), *OPTIONS]
+                done = subprocess.run(command, capture_output=True, text=True, check=False)
+                told |= {"failed": _reason(done)} if done.returncode else results(json.loads(done.stdout))
+        yield model, told
 
 
-def _read(text: str) -> dict[str, Any]:
-    """llama-bench's rows by what they measured."""
-    rows = json.loads(text)
-    name = {True: "decode at {n_depth}", False: "prompt of {n_prompt} at {n_depth}"}
-    found = {name[bool(r["n_gen"])].format(n_depth=r.get("n_depth", 0), n_prompt=r["n_prompt"]): {"tok_s": r["avg_ts"], "spread": r["stddev_ts"]}
-             for r in rows}
-    first = rows[0] if rows else {}
-    return {**found, "build": str(first.get("build_commit", "unknown")), "backend": str(first.get("backends", "unknown"))}
+def results(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Of llama-bench's rows: what ran, and the speeds of prompts by their tokens, or of decoding by the tokens before."""
+    speeds = {str(r["n_depth"] if r["n_gen"] else r["n_prompt"]):
+              {"tok_s": statistics.median(r["samples_ts"]), "least": min(r["samples_ts"]), "most": max(r["samples_ts"])} for r in rows}
+    return {"program": f"llama.cpp {rows[0]['build_commit']}, {rows[0]['backends']}", "at" if rows[0]["n_gen"] else "tokens": speeds}
+
+
+def _list(numbers: Sequence[int]) -> str:
+    return ",".join(map(str, numbers))
+
+
+def _reason(done: subprocess.CompletedProcess[str]) -> str:
+    if done.returncode < 0:
+        return f"llama-bench was ended by {signal.Signals(-done.returncode).name}"
+    return (done.stderr.strip().splitlines() or [f"llama-bench ended with exit code {done.returncode}"])[-1]

@@ -9,7 +9,8 @@ from typing import Any
 Results = dict[str, Any]
 LABELS = ("untuned", "tuned")
 DECODING = ("model", "context", "untuned", "tuned", "of ceiling", "GPU idle", "host, us a step", "llama.cpp")
-LOADING = ("model", "file", "GB", "import, s", "load, s", "first token, s")
+LOADING = ("model", "file", "GB", "import, s", "load, s", "first token, s", "host memory, MB", "GPU, GB")
+FILES = {"gguf": "GGUF", "cold": "package, cold", "warm": "package, warm"}
 
 
 def markdown(told: Results, stem: str) -> str:
@@ -23,7 +24,7 @@ def markdown(told: Results, stem: str) -> str:
     tables: list[tuple[str, tuple[str, ...], Callable[[Results], Iterator[tuple]]]] = [
         ("Decoding", DECODING, partial(_decode, record=record)), ("Prompts", ("model", "tokens", "untuned", "tuned", "llama.cpp"), _prefill),
         ("Batches, tokens a second in sum", ("model", "sequences", "untuned", "tuned"), _batch),
-        ("From a compiled package to the first token", LOADING, _load), ("Correctness", ("what", "found", "passed"), _correct),
+        ("From a file to the first token", LOADING, _load), ("Correctness", ("what", "found", "passed"), _correct),
         ("Stopped or failed", ("part", "why"), _stopped), ("Runs", ("part", "date", "versions", "s"), _runs)]
     for title, head, rows in tables:
         if found := list(rows(parts)):
@@ -44,7 +45,7 @@ def _decode(parts: Results, record: Results) -> Iterator[tuple]:
             best = at["tuned"] or at["untuned"]
             weights = results["untuned"].get("weights", 0)
             ceiling = f"{best['tok_s'] * weights / record['bandwidth']:.0%}" if weights else ""
-            other = _other(parts, model, f"decode at {context if int(context) > 1000 else 0}")
+            other = _other(parts, model, "at", context)
             yield (model, f"{int(context):,}", _speed(at["untuned"]), _speed(at["tuned"]), ceiling, f"{best['gpu_idle']:.1%}",
                    f"{best['cpu_us']:.0f}", other)
 
@@ -53,7 +54,7 @@ def _prefill(parts: Results) -> Iterator[tuple]:
     for model, results in named(parts, "prefill"):
         for count in results.get("untuned", {}).get("tokens", {}):
             speeds = [_speed(results.get(label, {}).get("tokens", {}).get(count)) for label in LABELS]
-            yield model, f"{int(count):,}", *speeds, _other(parts, model, f"prompt of {count} at 0")
+            yield model, f"{int(count):,}", *speeds, _other(parts, model, "tokens", count)
 
 
 def _batch(parts: Results) -> Iterator[tuple]:
@@ -64,9 +65,10 @@ def _batch(parts: Results) -> Iterator[tuple]:
 
 def _load(parts: Results) -> Iterator[tuple]:
     for model, results in named(parts, "load"):
-        for name in ("cold", "warm"):
+        for name, file in FILES.items():
             if "load_s" in (r := results.get(name, {})):
-                yield model, name, f"{r['bytes'] / 1e9:.3g}", f"{r['import_s']:.2f}", f"{r['load_s']:.2f}", f"{r['first_token_s']:.3f}"
+                memory = (f"{r['host_bytes'] / 1e6:,.0f}", f"{r['gpu_bytes'] / 1e9:.3g}") if "host_bytes" in r else ("", "")
+                yield model, file, f"{r['bytes'] / 1e9:.3g}", f"{r['import_s']:.2f}", f"{r['load_s']:.2f}", f"{r['first_token_s']:.3f}", *memory
 
 
 def _correct(parts: Results) -> Iterator[tuple]:
@@ -77,21 +79,26 @@ def _correct(parts: Results) -> Iterator[tuple]:
 
 
 def _stopped(parts: Results) -> Iterator[tuple]:
-    yield from ((part, f"{how} {r[how]}") for part, r in parts.items() for how in ("stopped", "failed") if how in r)
+    """Parts, and pieces of them, such as one of the models that llama.cpp is given."""
+    for part, results in parts.items():
+        pieces = [(part, results), *((f"{part}: {name}", piece) for name, piece in results.items() if isinstance(piece, dict))]
+        yield from ((what, f"{how} {piece[how]}") for what, piece in pieces for how in ("stopped", "failed") if how in piece)
 
 
 def _runs(parts: Results) -> Iterator[tuple]:
     for part, r in parts.items():
         run = r["run"]
-        yield part, run["date"], f"tilewright {run['tilewright']}, wgpu {run['wgpu']}, Python {run['python']}", r.get("seconds", "")
+        own = f"tilewright {run['tilewright']}, wgpu {run['wgpu']}, Python {run['python']}"
+        others = sorted({piece["program"] for piece in r.values() if isinstance(piece, dict) and "program" in piece})
+        yield part, run["date"], ", ".join(others) or own, r.get("seconds", "")
 
 
 def _speed(r: Results | None) -> str:
     return "" if not r else f"{r['tok_s']:,.0f}" + (f" ({r['least']:,.0f} to {r['most']:,.0f})" if "least" in r else "")
 
 
-def _other(parts: Results, model: str, what: str) -> str:
-    return _speed(parts.get("llama.cpp", {}).get(model, {}).get(what))
+def _other(parts: Results, model: str, what: str, count: str) -> str:
+    return _speed(parts.get("llama.cpp", {}).get(model, {}).get(what, {}).get(count))
 
 
 # ---- plots

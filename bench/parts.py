@@ -1,10 +1,7 @@
 """What a report measures: each part gives its results piece by piece, so that one that is stopped keeps what it had."""
 from __future__ import annotations
 
-import json
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -25,9 +22,10 @@ from ..runtime.terminal import show_table
 from ..runtime.tracing import TracedGpu
 from ..templates import KERNELS
 from . import profiling, tuning
+from .llama_cpp import compare
+from .loading import measure
 from .measuring import SUM_COLUMNS, TUNED_COLUMNS, step_sums, tuned_rows
-from .shapes import synthetic
-from .speed import decode_speed
+from .shapes import synthetic, write_gguf
 
 DEMO = Path(__file__).parent.parent / "frontends" / "demo" / "tales-llama4"
 EXACT, ROUNDED = 1e-5, 2e-2     # NMSE allowed against numpy: in f32; in f16 with activations that may be rounded to 8 bits
@@ -53,19 +51,21 @@ class Part:
     asked: bool = False     # only when it is named
 
 
-def parts(quick: bool, all_layers: bool) -> list[Part]:
-    """Those of large models on a GPU; or the same of a tiny one, which a software adapter plays in seconds."""
+def parts(quick: bool, all_layers: bool, llama_bench: Path | None = None) -> list[Part]:
+    """Those of large models on a GPU; or the same of a tiny one, which a software adapter plays in seconds. llama_bench: llama.cpp's program."""
+    contexts, prompts = ((32, 128), (128,)) if quick else ((128, 8192), (512, 2048, 16384))
+    models = ("tiny-q4_0",) if quick else ("8b-q4_0", "8b-q8_0", "8b-f16", "1b-q4_0", "scout12-q4_0")
+    other = [Part("llama.cpp", partial(compare, llama_bench, models, prompts, contexts))] if llama_bench else []
     if quick:
-        return [Part("correct", partial(correct, "tiny")), Part("decode-tiny-q4_0", partial(decode, "tiny", "q4_0", (32, 128))),
-                Part("prefill-tiny-q4_0", partial(prefill, "tiny", "q4_0", (128,))),
-                Part("batch-tiny-q4_0", partial(batch, "tiny", "q4_0", (4,), 16)), Part("load-tiny-q4_0", partial(load, "tiny", "q4_0"))]
-    contexts = (128, 8192)
+        return [Part("correct", partial(correct, "tiny")), Part("decode-tiny-q4_0", partial(decode, "tiny", "q4_0", contexts)),
+                Part("prefill-tiny-q4_0", partial(prefill, "tiny", "q4_0", prompts)),
+                Part("batch-tiny-q4_0", partial(batch, "tiny", "q4_0", (4,), 16)), Part("load-tiny-q4_0", partial(load, "tiny", "q4_0")), *other]
     return [Part("correct", partial(correct, "1b")),
             *(Part(f"decode8b-{stored}", partial(decode, "8b", stored, contexts)) for stored in ("q4_0", "q8_0", "f16")),
             Part("decode1b-q4_0", partial(decode, "1b", "q4_0", contexts)), Part("decodescout12-q4_0", partial(decode, "scout12", "q4_0", contexts)),
             Part("decodescout-q4_0", partial(decode, "scout", "q4_0", contexts), asked=not all_layers),
-            Part("prefill8b-q4_0", partial(prefill, "8b", "q4_0", (512, 2048, 16384))),
-            Part("batch8b-q4_0", partial(batch, "8b", "q4_0", (8, 32), 128)), Part("load8b-q4_0", partial(load, "8b", "q4_0"))]
+            Part("prefill8b-q4_0", partial(prefill, "8b", "q4_0", prompts)),
+            Part("batch8b-q4_0", partial(batch, "8b", "q4_0", (8, 32), 128)), Part("load8b-q4_0", partial(load, "8b", "q4_0")), *other]
 
 
 def correct(shape: str, bench: Bench) -> Iterator[Piece]:
@@ -111,13 +111,22 @@ def decode(shape: str, stored: str, contexts: tuple[int, ...], bench: Bench) -> 
     for label, record, model in models(bench, checkpoint, room, lambda name: name.startswith("decode")):
         yield f"{label}.weights", weight_bytes(model)
         for context in contexts:
-            decode_speed(model, context, 8)
-            speeds = [decode_speed(model, context, bench.tokens)["tok_s"] for _ in range(bench.streams)]
+            stream_speed(model, context, 8)
+            speeds = [stream_speed(model, context, bench.tokens) for _ in range(bench.streams)]
             steps = profiling.decode(model, context, min(64, bench.tokens))
             yield f"{label}.at.{context}", {"tok_s": statistics.median(speeds), "least": min(speeds), "most": max(speeds), "gpu_idle": steps.idle,
                                             "cpu_us": steps.cpu * 1e6, "cpu_parts_us": {k: v * 1e6 for k, v in steps.parts.items()}}
             times = [t for program in ("decode_1", "greedy_1") for t in profiling.program_times(model, program, context + bench.tokens, record)]
             yield f"{label}.dispatches.{context}", profiling.rows(times, record)
+
+
+def stream_speed(model: Model, context: int, tokens: int) -> float:
+    """Tokens a second of the whole loop of a stream at a context, without the prompt."""
+    prompt = np.random.default_rng(0).integers(0, model.info["vocab_size"], context - 1).tolist()
+    stream = model.stream(prompt, max_tokens=tokens)
+    next(stream)
+    first = time.perf_counter()     # the rest comes in frames of some steps: all of it counts, from here to the last
+    return sum(1 for _ in stream) / (time.perf_counter() - first)
 
 
 def weight_bytes(model: Model) -> int:
@@ -161,26 +170,12 @@ def batch_speed(model: Model, size: int, prompt: int, tokens: int) -> float:
     return (len(stamps) - 1) / (stamps[-1] - stamps[0])
 
 
-FIRST_TOKEN = """
-import json, sys, time
-start = time.perf_counter()
-import tilewright
-imported = time.perf_counter()
-model = tilewright.load(sys.argv[1], sys.argv[2])
-loaded = time.perf_counter()
-next(iter(model.stream(list(range(1, 17)), max_tokens=2)))
-print(json.dumps({"import_s": imported - start, "load_s": loaded - imported, "first_token_s": time.perf_counter() - loaded}))
-"""
-
-
 def load(shape: str, stored: str, bench: Bench) -> Iterator[Piece]:
-    """A compiled package from its file to its first token, in a process of its own."""
+    """A compiled package, and a GGUF file of the same, from the file to the first token."""
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / f"{shape}.wgpu-llama"
-        compile_for(synthetic(shape, stored), bench.record, 4096, "f16").save(file)
+        package, file = (Path(folder) / f"{shape}.{suffix}" for suffix in ("wgpu-llama", "gguf"))
+        compile_for(synthetic(shape, stored), bench.record, 4096, "f16").save(package)
         for name in ("cold", "warm")[-bench.streams:]:
-            done = subprocess.run([sys.executable, "-c", FIRST_TOKEN, str(file), bench.gpu.info.name], capture_output=True, text=True, check=False)
-            if done.returncode:
-                yield name, {"failed": done.stderr.strip().splitlines()[-1:]}
-                return
-            yield name, {"bytes": file.stat().st_size, **json.loads(done.stdout.splitlines()[-1])}
+            yield name, measure(package, bench.gpu.info.name)
+        write_gguf(file, shape, stored)
+        yield "gguf", measure(file, bench.gpu.info.name, 4096)

@@ -38,7 +38,8 @@ TINY = """
 fn main(@builtin(local_invocation_index) index: u32) { out[index] = x[index] + 1u; }
 """
 
-# four chains an invocation, so that one product need not wait for the one before; numbers come from memory, so that nothing folds
+# an invocation's chains do not wait for each other, and a turn is long against the loop's own steps; numbers come from memory and the
+# result goes there, so that nothing is folded or dropped
 ARITHMETIC = """
 @group(0) @binding(0) var<storage, read> x: array<vec4<u32>>;
 @group(0) @binding(1) var<storage, read_write> out: array<u32>;
@@ -47,7 +48,7 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
     let w = x[id.x & 15u];
     BEGIN
     for (var i = 0u; i < TURNSu; i++) { BODY }
-    if (END) { out[0] = 1u; }
+    out[id.x] = bitcast<u32>(END);
 }
 """
 
@@ -66,35 +67,34 @@ fn main(@builtin(workgroup_id) group: vec3<u32>) {
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """A kind of products: what an invocation begins with, does four times over, and ends with; operations of a turn."""
+    """A kind of products: what an invocation begins with, does in a turn, and ends with, an f32 or i32; operations of a turn."""
 
     begin: str
-    body: str
+    turn: str
     end: str
     operations: int
     enable: str = ""
 
 
-def _floats(kind: str, enable: str = "") -> Arithmetic:
-    chains, vector = range(4), f"vec4<{kind}>"
-    begin = f"let a = {vector}(unpack4x8unorm(w.x)); let b = {vector}(unpack4x8unorm(w.y)); "
-    end = " || ".join(f"any(s{i} == {vector}({kind}(-1.0)))" for i in chains)       # all four lanes, or a compiler drops those nobody reads
-    return Arithmetic(begin + " ".join(f"var s{i} = a * {kind}({i + 1});" for i in chains),
-                      " ".join(f"s{i} = fma(s{i}, a, b);" for i in chains), end, 32, enable)
+def floats(kind: str, chains: int = 8, repeats: int = 8, enable: str = "") -> Arithmetic:
+    """Multiplications with an addition, of four lanes; two operations each."""
+    vector, each = f"vec4<{kind}>", range(chains)
+    begin = [f"let a = {vector}(unpack4x8unorm(w.x)); let b = {vector}(unpack4x8unorm(w.y));", *(f"var s{i} = {vector}({i});" for i in each)]
+    return Arithmetic(" ".join(begin), " ".join(f"s{i} = fma(s{i}, a, b);" for _ in range(repeats) for i in each),
+                      " + ".join(f"dot(vec4<f32>(s{i}), vec4<f32>(1.0))" for i in each), 8 * chains * repeats, enable)
 
 
-def _eight_bits(product: str, kind: str, begin: str = "") -> Arithmetic:
+def eight_bits(product: str, other: str, kind: str, chains: int = 8, repeats: int = 4) -> Arithmetic:
     """The products of four 8-bit integers with four others; the sums are operands too, so that no product is that of the turn before."""
-    chains = range(4)
-    return Arithmetic(begin + " ".join(f"var s{i} = {kind}({i + 1});" for i in chains),
-                      " ".join(f"s{i} += {product.format(i=i)};" for i in chains), " || ".join(f"s{i} == {kind}(-1)" for i in chains), 32)
+    each = range(chains)
+    begin = [*(f"let v{i} = {other.format(f'w[{i}]')};" for i in range(4)), *(f"var s{i} = {kind}({i + 1});" for i in each)]
+    turn = [f"s{i} += {product.format(f'bitcast<u32>(s{i})', f'v{i % 4}')};" for _ in range(repeats) for i in each]
+    return Arithmetic(" ".join(begin), " ".join(turn), " + ".join(f"s{i}" for i in each), 8 * chains * repeats)
 
 
-F32, F16 = _floats("f32"), _floats("f16", "enable f16;")
-PACKED = _eight_bits("dot4I8Packed(bitcast<u32>(s{i}), w[{i}])", "i32")
-# what kernels do without packed products
-UNPACKED = _eight_bits("dot(vec4<f32>(unpack4xI8(bitcast<u32>(s{i}))), v{i})", "f32",
-                       " ".join(f"let v{i} = unpack4x8snorm(w[{i}]);" for i in range(4)))
+F32, F16 = floats("f32"), floats("f16", enable="enable f16;")
+PACKED = eight_bits("dot4I8Packed({}, {})", "{}", "i32")
+UNPACKED = eight_bits("dot(vec4<f32>(unpack4xI8({})), {})", "vec4<f32>(unpack4xI8({}))", "f32")      # what kernels do without packed products
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Probed:
 
 def probe(gpu: Gpu, known: Device, progress: Callable[[str, int, int], None] = lambda what, done, total: None) -> Probed:
     """Measure a GPU. known: its record so far, whose tuned choices are kept. Raises DeviceError without timestamp queries."""
-    rig, names = _Rig(gpu), ("bandwidth", "dispatches", "f32", "f16", "packed products", "products of floats", "width")
+    rig, names = Rig(gpu), ("bandwidth", "dispatches", "f32", "f16", "packed products", "products of floats", "width")
     done = iter(range(len(names)))
 
     def step(name: str) -> None:
@@ -156,14 +156,15 @@ def _digits(number: float) -> float:
     return float(f"{number:.3g}")       # more are noise
 
 
-class _Rig:
+class Rig:
     """Buffers and kernels to measure with."""
 
     def __init__(self, gpu: Gpu):
         self.gpu, self.warmth = gpu, Warmth(gpu)
         slow = gpu.info.kind == "CPU"
         self.size = min(POOL >> 3 if slow else POOL, gpu.limits["max_storage_buffer_binding_size"], gpu.limits["max_buffer_size"]) >> 24 << 24
-        self.pool, self.out = gpu.buffer(self.size, "probe"), gpu.buffer(4096, "probe")
+        self.groups = 64 if slow else 16384     # of arithmetic: so many times what runs at once that the last of them weigh little
+        self.pool, self.out = gpu.buffer(self.size, "probe"), gpu.buffer(4 * GROUP * self.groups, "probe")
         gpu.write(self.pool, 0, np.random.default_rng(0).integers(0, 1 << 32, 1 << 20, np.uint32))
 
     def close(self) -> None:
@@ -213,18 +214,24 @@ class _Rig:
             seconds.append(self.seconds([self.reading(first, size, 8) for first in firsts]) / len(firsts))
         return min(max(2 * seconds[0] - seconds[1], dependent), 10 * dependent)
 
+    def products(self, kind: Arithmetic, turns: int) -> Dispatch:
+        """Turns of products by all invocations, each of which leaves its result in `out`. Raises ShaderError where the adapter refuses."""
+        text = f"{kind.enable}\n{ARITHMETIC}".replace("BEGIN", kind.begin).replace("BODY", kind.turn).replace("END", kind.end)
+        return self.dispatch(text, (self.pool, self.out), (self.groups, 1, 1), TURNS=turns)
+
     def rate(self, kind: Arithmetic) -> float:
         """Operations/s; 0 where the adapter does not take the kernel."""
         if kind.enable and "shader-f16" not in self.gpu.features:
             return 0.0
-        groups, turns, best = 64 if self.gpu.info.kind == "CPU" else 4096, 64, 0.0
-        text = f"{kind.enable}\n{ARITHMETIC}".replace("BEGIN", kind.begin).replace("BODY", kind.body).replace("END", kind.end)
-        while turns <= 1 << 20:
+        turns, best = 8, 0.0
+        while turns <= 1 << 17:
             try:
-                seconds = self.seconds([self.dispatch(text, (self.pool, self.out), (groups, 1, 1), TURNS=turns)], 5)
+                dispatch = self.products(kind, turns)
             except ShaderError:
                 return 0.0
-            best = max(best, groups * GROUP * turns * kind.operations / seconds)
+            self.warmth.keep()      # compiling took a while
+            seconds = self.seconds([dispatch], 5)
+            best = max(best, self.groups * GROUP * turns * kind.operations / seconds)
             if seconds > ENOUGH:
                 break
             turns *= 4

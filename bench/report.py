@@ -15,7 +15,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import date
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,6 @@ from typing import Any
 from ..api import record_of
 from ..runtime.adapter import AdapterInfo, pick
 from ..runtime.tracing import TracedGpu
-from .llama_cpp import compare
 from .pages import markdown, plots
 from .parts import Bench, Part, parts
 
@@ -79,11 +77,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def chosen(quick: bool, args: argparse.Namespace) -> list[Part]:
     """Raises SystemExit for a name that no part begins with."""
-    known = parts(quick, args.all_layers)
-    if args.llama_bench:
-        known.append(Part("llama.cpp", partial(compare, args.llama_bench, ("tiny-q4_0",) if quick else
-                                               ("8b-q4_0", "8b-q8_0", "8b-f16", "1b-q4_0", "scout12-q4_0"))))
-    else:
+    known = parts(quick, args.all_layers, args.llama_bench)
+    if not args.llama_bench:
         print("llama.cpp is not compared: give --llama-bench PATH")
     names = [n for n in args.only.split(",") if n]
     if wrong := [n for n in names if not any(p.name.startswith(n) for p in known)]:

@@ -49,6 +49,24 @@ def synthetic(shape: str, stored: str = "bf16", layers: int = 0, empty: bool = F
     return Checkpoint(Path(shape), "gguf", metadata, {n: tensor(n, s) for n, s in _shapes(named, arch).items()}, None)
 
 
+def write_gguf(path: Path, shape: str, stored: str) -> None:
+    """A GGUF file of a shape, without a tokenizer."""
+    import gguf
+    checkpoint = synthetic(shape, stored)
+    writer = gguf.GGUFWriter(str(path), checkpoint.config["general.architecture"])
+    for key, value in checkpoint.config.items():
+        if key != "general.architecture":
+            (writer.add_float32 if isinstance(value, float) else writer.add_uint32)(key, value)
+    writer.add_tokenizer_model("no_vocab")
+    writer.add_vocab_size(checkpoint.tensors["token_embd.weight"].shape[0])
+    for t in checkpoint.tensors.values():
+        writer.add_tensor(t.name, t.data.reshape(*t.shape[:-1], -1), raw_dtype=gguf.GGMLQuantizationType[t.format.upper()])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
 def _shapes(checkpoint: Checkpoint, arch: str) -> dict[str, tuple[int, ...]]:
     """Every tensor that the model's graph reads."""
     module = family(arch)

@@ -6,18 +6,16 @@ and the sizes of what is bound, not what a kernel claims; what it does not under
 """
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .ranges import OTHER, Range, alike, anything, builtin, combine, join, made
-from .wgsl import Module, Unproved
+from .evaluation import Evaluation
+from .ranges import OTHER, Range, alike, anything, combine, join
+from .wgsl import Unproved
 
-PRECEDENCE = {op: level for level, ops in enumerate(("||", "&&", "|", "^", "&", "== !=", "< > <= >=", "<< >>", "+ -", "* / %")) for op in ops.split()}
 ASSIGNING = {"=", "+=", "-=", "*=", "/=", "%=", "&=", "|=", "^=", "<<=", ">>=", "++", "--"}
 COMPARISONS = {"<", ">", "<=", ">=", "==", "!="}
 CONTRARY = {"<": ">=", ">=": "<", ">": "<=", "<=": ">"}
-ORDER = PRECEDENCE["<"]
 
 
 def proved(manifest: Mapping[str, Any]) -> frozenset[int]:
@@ -42,18 +40,15 @@ def unproved(wgsl: str, grid: Sequence[int], sizes: Sequence[int]) -> str | None
     return None
 
 
-class _Shader(Module):
-    """`main` interpreted. scopes: what is known of names, the innermost last; facts: the comparisons of the last condition."""
+class _Shader(Evaluation):
+    """`main` interpreted, statement by statement."""
 
     def __init__(self, wgsl: str, grid: Sequence[int], sizes: Sequence[int]):
         super().__init__(wgsl, sizes)
         if "main" not in self.functions:
             raise Unproved("no entry point main")
-        self.known: dict[tuple, Range] = {}     # results of functions by arguments
-        self.facts: list[tuple[str, str, Range]] = []
-        self.returned = OTHER
         parameters, body = self.functions["main"]
-        self.scopes = [self.globals, {}]
+        self.scopes.append({})
         for name, builtin_name in parameters:
             if builtin_name == "local_invocation_index":
                 self.scopes[1][name] = Range("u", 0, self.threads - 1)
@@ -61,11 +56,11 @@ class _Shader(Module):
                 self.scopes[1] |= {name: OTHER} | {f"{name}.{axis}": Range("u", 0, n - 1) for axis, n in zip("xyz", grid, strict=True)}
             else:
                 raise Unproved(f"the builtin {builtin_name} is not understood")
-        self._run(body)
+        self.run(body)
 
     # Statements
 
-    def _run(self, place: int) -> None:
+    def run(self, place: int) -> None:
         back, self.at = self.at, place
         self._block()
         self.at = back
@@ -101,7 +96,7 @@ class _Shader(Module):
             self._for()
         elif word == "return":
             self.take()
-            self.returned = OTHER if self.peek() == ";" else self._expression()
+            self.returned = OTHER if self.peek() == ";" else self.expression()
             self.take(";")
         elif word in ("break", "continue"):
             self.take()
@@ -120,7 +115,7 @@ class _Shader(Module):
             type = self.type()
         if type.startswith("array"):
             self.array(name, type, None)
-        value = self._expression() if self.accept("=") else Range({"u32": "u", "i32": "i"}.get(type, ""))
+        value = self.expression() if self.accept("=") else Range({"u32": "u", "i32": "i"}.get(type, ""))
         if not type.startswith("array"):
             self.scopes[-1][name] = value._replace(kind={"u32": "u"}.get(type, "i")) if value.kind == "n" else value
         self.take(";")
@@ -128,7 +123,7 @@ class _Shader(Module):
     def _assignment(self) -> None:
         """An assignment, a call, or a step; names that stand for integers get their new range."""
         name, plain = self.peek(), self.peek(1) in ASSIGNING
-        target = self._unary()
+        target = self.unary()
         operator = self.peek()
         if operator in (";", ")"):
             return
@@ -136,7 +131,7 @@ class _Shader(Module):
         if operator in ("++", "--"):
             value = combine(operator[0], target, Range(target.kind, 1, 1))
         else:
-            value = self._expression()
+            value = self.expression()
             value = value if operator == "=" else combine(operator[:-1], target, value)
         if plain:
             self._set(name, value)
@@ -181,7 +176,7 @@ class _Shader(Module):
     def _condition(self) -> list[tuple[str, str, Range]]:
         """What holds where the condition does: its comparisons, if they are joined by && alone and none is part of something else."""
         self.facts, start = [], self.at
-        self._expression()
+        self.expression()
         text = self.tokens[start:self.at]
         depth, least = 0, 1 if text[0] == "(" else 0
         for token in text:
@@ -192,7 +187,7 @@ class _Shader(Module):
 
     def _narrow(self, name: str, op: str, bound: Range) -> None:
         """Within a block where `name op bound` holds."""
-        value = self._lookup(name)
+        value = self.lookup(name)
         if value is None:
             return
         value, bound = alike(value, bound)
@@ -238,7 +233,7 @@ class _Shader(Module):
         if counter in assigned:
             raise Unproved(f"the loop over {counter} changes it")
         for name in assigned:
-            value = self._lookup(name)
+            value = self.lookup(name)
             if value is not None and value.kind:
                 self._set(name, anything(value.kind))
 
@@ -250,7 +245,7 @@ class _Shader(Module):
         back, self.at = self.at, update
         self.take(counter)
         step = self.take()
-        by = Range(first.kind, 1, 1) if step == "++" else alike(first, self._expression())[1]
+        by = Range(first.kind, 1, 1) if step == "++" else alike(first, self.expression())[1]
         self.at = back
         if bound is None:
             raise Unproved(f"the loop over {counter} has no bound")
@@ -263,113 +258,3 @@ class _Shader(Module):
         if op == ">" and step in ("/=", "-=", ">>="):
             return Range(first.kind, limit.lo + 1, max(first.hi, limit.lo + 1))
         raise Unproved(f"the loop over {counter} is not counted")
-
-    # Expressions
-
-    def _expression(self, least: int = 0) -> Range:
-        """Operators of at least this precedence, by climbing (https://www.engr.mun.ca/~theo/Misc/exp_parsing.htm)."""
-        start = self.at
-        left = self._unary()
-        while (level := PRECEDENCE.get(self.tokens[self.at], -1)) >= least:
-            alone = level == ORDER and (self.at == start + 1 or (self.at == start + 3 and self.tokens[start + 1] == "."))
-            named = "".join(self.tokens[start:self.at]) if alone else ""
-            op = self.take()
-            right = self._expression(level + 1)
-            if named:
-                self.facts.append((named, op, right))
-            left = combine(op, left, right)
-        return left
-
-    def _unary(self) -> Range:
-        token = self.peek()
-        if token == "-":
-            self.take()
-            value = self._unary()
-            return made(value.kind, -value.hi, -value.lo) if value.kind in ("i", "n") else OTHER
-        if token in ("!", "~", "&", "*"):
-            self.take()
-            value = self._unary()
-            return anything(value.kind) if token == "~" and value.kind else OTHER
-        return self._postfix()
-
-    def _postfix(self) -> Range:
-        token = self.take()
-        if token == "(":
-            value = self._expression()
-            self.take(")")
-        elif token[0].isdigit() or token[0] == ".":
-            value = self._literal(token)
-        elif self.peek() == "(" or (self.peek() == "<" and token in ("vec2", "vec3", "vec4", "array", "mat2x2", "bitcast")):
-            value = self._call(token)
-        elif token in self.arrays and self.peek() == "[" and self._lookup(token) is None:
-            value = self._element(token)
-        elif (found := self._lookup(f"{token}.{self.peek(1)}")) is not None and self.peek() == ".":
-            self.at += 2
-            return found
-        else:
-            known = self._lookup(token)
-            if known is None and token not in ("true", "false") and token not in self.arrays:
-                raise Unproved(f"the name {token} is unknown")
-            value = known or OTHER
-        while self.peek() in (".", "["):
-            if self.take() == ".":
-                self.take()
-            else:       # a component: its range is unknown, its place must not be
-                place = self._expression()
-                self.take("]")
-                self._component(place)
-            value = OTHER
-        return value
-
-    def _component(self, place: Range) -> None:
-        """Every vector has two components; front ends refuse a constant beyond the last."""
-        if not place.kind or place.lo < 0 or (place.hi > 1 and place.lo != place.hi):
-            raise Unproved("a component of a vector is chosen as the shader runs")
-
-    def _literal(self, token: str) -> Range:
-        if token[:2] in ("0x", "0X"):
-            number = int(token.rstrip("ui"), 16)
-        elif re.fullmatch(r"\d+[ui]?", token):
-            number = int(token.rstrip("ui"))
-        else:
-            return OTHER
-        return Range(token[-1] if token[-1] in "ui" else "n", number, number)
-
-    def _element(self, name: str) -> Range:
-        length, element = self.arrays[name]
-        self.take("[")
-        i = self._expression()
-        self.take("]")
-        if not i.kind or i.lo < 0 or i.hi >= length:
-            raise Unproved(f"an index of {name} may be {i.lo} to {i.hi}, and it has {length} elements" if i.kind
-                           else f"an index of {name} is unknown")
-        return anything({"u32": "u", "i32": "i"}.get(element, ""))
-
-    def _call(self, name: str) -> Range:
-        self.at -= 1
-        name = self.type()
-        self.take("(")
-        values = []
-        while not self.accept(")"):
-            values.append(self._expression())
-            self.accept(",")
-        if name in self.functions:
-            return self._own(name, values)
-        return builtin(name, values)
-
-    def _own(self, name: str, values: list[Range]) -> Range:
-        key = (name, *values)
-        if key not in self.known:
-            parameters, place = self.functions[name]
-            scopes, self.scopes = self.scopes, [self.scopes[0], {p: v for (p, _), v in zip(parameters, values, strict=True)}]
-            self.returned = OTHER
-            self._run(place)
-            self.scopes = scopes
-            self.known[key] = self.returned
-        return self.known[key]
-
-    def _lookup(self, name: str) -> Range | None:
-        for scope in reversed(self.scopes):
-            if name in scope:
-                return scope[name]
-        return None

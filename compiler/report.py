@@ -185,12 +185,14 @@ def list_ops(graph: Graph) -> list[str]:
 
 
 def find_op(graph: Graph, name: str) -> int:
-    """The index of an op: by number, by a value that it makes (at least inside), by one that it reads, or the first of a kind."""
+    """The index of an op: by number, by a value that it makes (at least inside), by one that it reads, or the first of a kind, or of one
+    that goes on so, as attention is split for some devices."""
     key = name.removeprefix("%")
     if key.isdigit() and int(key) < len(graph.ops):
         return int(key)
     names: tuple[Callable[[Op], Iterable[str]], ...] = (lambda op: op.outputs, lambda op: [n for p in op.parts for n in p.outputs],
-                                                        lambda op: op.inputs, lambda op: op.kinds)
+                                                        lambda op: op.inputs, lambda op: op.kinds,
+                                                        lambda op: [key for kind in op.kinds if kind.startswith(f"{key}_")])
     for these in names:
         for i, op in enumerate(graph.ops):
             if key in these(op):

@@ -12,7 +12,7 @@ from weakref import WeakSet
 import numpy as np
 import wgpu
 
-from . import native, timing
+from . import native
 from .adapter import AdapterInfo, DeviceError, webgpu_name
 from .native import NULL, ShaderError, ffi, guarded, lib
 from .submission import BindGroup, Buffer, Copy, Dispatch, Pipeline, Readback, Replay, Staging, encode
@@ -221,11 +221,6 @@ class Gpu:
             raise DeviceError(f"submission {index} was never made; the last is {self._submitted}")
         if index > 0:
             lib.wgpuDevicePoll(device, True, ffi.new("WGPUSubmissionIndex *", index))
-
-    def profile(self, dispatches: Sequence[Dispatch], repeat: int = 1) -> list[float]:
-        """Seconds that each dispatch takes alone, the median of `repeat` runs through the whole list."""
-        spans = timing.passes(self, [[dispatch] for dispatch in [*dispatches] * repeat])
-        return np.median((spans[:, 1] - spans[:, 0]).reshape(repeat, -1), axis=0).tolist()
 
     @cached_property
     def subgroup_size(self) -> int:

@@ -169,6 +169,7 @@ def test_explain(run, model):
     listed = run("explain", model, "--device", "web-default").out.splitlines()
     assert listed[0].split()[0] == "0" and "matvec(" in "".join(listed)
     told = run("explain", model, "--device", "web-default", "--op", "attention_split").out
+    assert told == run("explain", model, "--device", "web-default", "--op", "attention").out      # as it is split there
     assert "after frontend:" in told and "= attention(" in told and "after tiling:" in told
     assert "->" in told and "chosen: attention_split(" in told and "@compute" in told
     assert "numpy reference" in run("explain", model, "--device", "reference", "--op", 2).out

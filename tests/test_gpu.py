@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import ml_dtypes
 import numpy as np
 import pytest
+from tilewright.runtime import timing
 from tilewright.runtime.adapter import DeviceError, adapters, pick
 
 if not adapters():
@@ -317,21 +318,21 @@ def test_the_subgroup_size_is_a_power_of_two(gpu):
     assert gpu.subgroup_size in ({4, 8, 16, 32, 64, 128} if "subgroups" in gpu.features else {0})
 
 
-def test_profile_times_every_dispatch(gpu):
+def test_every_pass_is_timed(gpu):
     buffer, once = counter(gpu)
     target = gpu.buffer(1 << 14)
     pipeline = gpu.pipeline(SPIN, ("write",), "spin")
     spin = (pipeline, gpu.bind(pipeline, [(target, 0, 1 << 14)]), (64, 1, 1))
     if "timestamp-query" not in gpu.features:
         with pytest.raises(DeviceError, match="has no timestamp queries"):
-            gpu.profile([once])
+            timing.passes(gpu, [[once]])
         return
     start = time.perf_counter()
-    first, slow, last = gpu.profile([once, spin, once], repeat=3)
-    assert words(gpu.read(buffer)) == [6]
+    first, slow, last = np.diff(timing.passes(gpu, [[once], [spin], [once]]))
+    assert words(gpu.read(buffer)) == [2]
     assert 0 <= first < slow and 0 <= last < slow
     assert slow < time.perf_counter() - start
-    assert len(gpu.profile([once] * 2100)) == 2100  # more than one set of queries holds
+    assert timing.passes(gpu, [[once]] * 2100).shape == (2100, 2)  # more than one set of queries holds
 
 
 def test_a_lost_or_closed_device_is_an_error_at_the_next_call():

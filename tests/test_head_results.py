@@ -5,9 +5,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from cases import rounded, to_caches, to_heads
+from cases import to_caches, to_heads
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from rounded_cases import rounded
 from test_rooms import ROOT
 from tilewright import testing
 from tilewright.compiler.builder import Builder

@@ -3,19 +3,23 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import stat
 import sys
 from argparse import Namespace
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 from tilewright.api import open_checkpoint
-from tilewright.bench import load_memory, pages, report
+from tilewright.bench import loading, pages, report
 from tilewright.bench.llama_cpp import compare
 from tilewright.bench.parts import Bench, Part
+from tilewright.bench.shapes import synthetic, write_gguf
 from tilewright.compiler.device import Device
 
+RECORDED = Path(__file__).parent / "data" / "llama_bench"      # what the real program printed
 PLOTS = importlib.util.find_spec("matplotlib") is not None
 
 
@@ -101,28 +105,80 @@ def test_parts_are_chosen_by_how_they_begin(capsys):
         report.chosen(False, args)
 
 
-def test_llama_cpp_runs_on_the_same_shapes(tmp_path, gpu):
-    """A program in the place of llama-bench tells what it was asked; the file that it is given is a model."""
+@pytest.fixture
+def recorded(tmp_path) -> Path:
+    """A program that answers as llama-bench did, where it is given a model, and writes down what it was asked."""
     program = tmp_path / "llama-bench"
-    program.write_text(f"#!{sys.executable}\nimport json, sys\nassert open(sys.argv[2], 'rb').read(4) == b'GGUF' and '-fa' in sys.argv\n"
-                       "row = {'build_commit': 'abc', 'backends': 'CUDA', 'stddev_ts': 1.0, 'n_depth': 0}\n"
-                       "rows = {'n_prompt': 512, 'n_gen': 0, 'avg_ts': 1e4}, {'n_prompt': 0, 'n_gen': 128, 'avg_ts': 345.0}\n"
-                       "print(json.dumps([row | r for r in rows]))")
+    program.write_text(f"#!{sys.executable}\nimport sys\nfrom pathlib import Path\na = dict(zip(sys.argv[1::2], sys.argv[2::2]))\n"
+                       "assert open(a['-m'], 'rb').read(4) == b'GGUF' and a['-o'] == 'json'\n"
+                       f"with open({str(tmp_path / 'asked')!r}, 'a') as file:\n    print(*sys.argv[3:], file=file)\n"
+                       f"print(Path({str(RECORDED)!r}, 'prompts.json' if a['-n'] == '0' else 'decoding.json').read_text())")
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    return program
+
+
+def test_llama_cpp_runs_on_the_same_shapes(recorded):
+    """What the real program printed (build 0c1e570, with these options) becomes medians of the same prompts and contexts as our own."""
     bench = Bench(None, Device("x"), 0, 16)     # type: ignore[arg-type]
-    (name, found), = compare(program, ("tiny-q4_0",), bench)
-    assert name == "tiny-q4_0" and found["decode at 0"]["tok_s"] == 345 and found["prompt of 512 at 0"]["tok_s"] == 1e4
-    program.write_text("#!/bin/sh\necho cannot load model >&2\nexit 1")
-    assert next(compare(program, ("tiny-q4_0",), bench))[1] == {"failed": ["cannot load model"]}
-    part = Part("llama.cpp", lambda b: compare(tmp_path / "nowhere", ("tiny-q4_0",), b))
+    (name, told), = compare(recorded, ("tiny-q4_0",), (128,), (32, 128), bench)
+    rows = {str(r["n_depth"]): sorted(r["samples_ts"]) for r in json.loads((RECORDED / "decoding.json").read_text())}
+    assert name == "tiny-q4_0" and told["program"] == "llama.cpp 0c1e570, CPU"
+    assert told["at"] == {n: {"tok_s": r[1], "least": r[0], "most": r[2]} for n, r in rows.items()} and set(rows) == {"32", "128"}
+    assert set(told["tokens"]) == {"128"} and told["tokens"]["128"]["tok_s"] > 1000
+    assert (recorded.parent / "asked").read_text().splitlines() == ["-p 128 -n 0 -r 3 -fa 1 -ngl 999 -o json",
+                                                                    "-p 0 -n 16 -d 32,128 -r 3 -fa 1 -ngl 999 -o json"]
+
+
+def test_the_page_puts_llama_cpp_beside_our_own(recorded, results):
+    told = json.loads(next(results.glob("*.json")).read_text())
+    bench = Bench(None, Device("x"), 0, 16)     # type: ignore[arg-type]
+    told["parts"]["llama.cpp"] = {**dict(compare(recorded, ("tiny-q4_0",), (128,), (32, 128), bench)), "run": told["parts"]["correct"]["run"]}
+    told["parts"]["prefill-tiny-q4_0"] = {"untuned": {"tokens": {"128": {"tok_s": 9.0}}}, "run": told["parts"]["correct"]["run"]}
+    page = pages.markdown(told, "x").splitlines()
+    speeds = {name: f"{entry['tok_s']:,.0f} ({entry['least']:,.0f} to {entry['most']:,.0f}) |" for name, entry in (
+        (f"{kind} {n}", r) for kind in ("at", "tokens") for n, r in told["parts"]["llama.cpp"]["tiny-q4_0"][kind].items())}
+    for begins, ends in (("| tiny-q4_0 | 32 | ", "at 32"), ("| tiny-q4_0 | 128 | ", "at 128"), ("| tiny-q4_0 | 128 | 9 |", "tokens 128")):
+        assert any(line.startswith(begins) and line.endswith(speeds[ends]) for line in page), begins
+    assert any("llama.cpp 0c1e570, CPU" in line for line in page)
+
+
+def test_what_llama_cpp_cannot_do_is_said(recorded):
+    bench = Bench(None, Device("x"), 0, 16)     # type: ignore[arg-type]
+
+    def told() -> dict:
+        return dict(compare(recorded, ("tiny-q4_0",), (128,), (32,), bench))
+    recorded.write_text("#!/bin/sh\necho cannot load model >&2\nexit 1")
+    assert told() == {"tiny-q4_0": {"failed": "cannot load model"}}
+    recorded.write_text("#!/bin/sh\nkill -SEGV $$")
+    assert told() == {"tiny-q4_0": {"failed": "llama-bench was ended by SIGSEGV"}}
+    page = pages.markdown({"adapter": "x", "backend": "", "driver": "", "record": {"bandwidth": 1, "flops": 1}, "parts": {
+        "llama.cpp": {**told(), "run": {"date": "", "tilewright": "", "wgpu": "", "python": ""}}}}, "x")
+    assert "| llama.cpp: tiny-q4_0 | failed llama-bench was ended by SIGSEGV |" in page
+    part = Part("llama.cpp", lambda b: compare(recorded.parent / "nowhere", ("tiny-q4_0",), (128,), (32,), b))
     assert dict(report.limited(part, bench, 99))["failed"].startswith("FileNotFoundError")
 
 
+@pytest.mark.skipif(not shutil.which("llama-bench"), reason="llama.cpp's llama-bench is not on the PATH")
+def test_llama_cpp_itself_takes_our_files_and_options():
+    bench = Bench(None, Device("x"), 0, 4, 1)     # type: ignore[arg-type]
+    for _, told in compare(Path(shutil.which("llama-bench") or ""), ("tiny-q4_0", "tiny-q8_0", "tiny-f16", "tiny-bf16"), (16,), (8, 32), bench):
+        assert set(told) == {"program", "at", "tokens"} and set(told["at"]) == {"8", "32"} and told["tokens"]["16"]["tok_s"] > 0
+
+
 def test_the_files_for_llama_cpp_hold_the_model(tmp_path):
-    for stored in ("q4_0", "q8_0", "f16"):
-        load_memory.write("tiny", tmp_path / f"{stored}.gguf", stored)
-        checkpoint = open_checkpoint(tmp_path / f"{stored}.gguf")
+    for stored in ("q4_0", "q8_0", "f16", "bf16"):
+        write_gguf(tmp_path / f"{stored}.gguf", "tiny", stored)
+        checkpoint, wanted = open_checkpoint(tmp_path / f"{stored}.gguf"), synthetic("tiny", stored)
         assert checkpoint.tensors["blk.0.ffn_down.weight"].format == stored and checkpoint.tokenizer is None
         assert checkpoint.config["tokenizer.ggml.model"] == "no_vocab" and checkpoint.config["llama.vocab_size"] == 2048
+        assert all(np.array_equal(checkpoint.tensors[n].data, t.data) for n, t in wanted.tensors.items())
 
 
+def test_loading_is_timed_in_a_process_of_its_own(results, tmp_path):
+    file, = results.glob("*.json")
+    told = json.loads(file.read_text())["parts"]["load-tiny-q4_0"]
+    for name in ("gguf", "warm"):
+        entry = told[name]
+        assert 0 < entry["stages"]["weights"] < entry["load_s"] < 60 and 1e6 < entry["gpu_weights"] < entry["gpu_bytes"]
+    assert told["gguf"]["stages"]["compile"] > 0 and told["warm"]["bytes"] > told["gguf"]["bytes"]
+    assert "nowhere.gguf does not exist" in loading.measure(tmp_path / "nowhere.gguf")["failed"]

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from tilewright.compiler.formats import FORMATS
 from tilewright.compiler.layouts import LAYOUTS, plane_bytes
 from tilewright.frontends.weights import requantization
-from tilewright.frontends.weights.requantization import ENCODERS, encoded, encodes
+from tilewright.frontends.weights.requantization import ENCODERS, encodes
+from tilewright.runtime.upload import Upload
 
 LLAMA = Path(__file__).parent / "data" / "truth" / "llama"
 SPECIAL = np.array([0, -0.0, 1, -1, 127, -128, 1e-3, 65504, 1e30, -1e30, 1e-30, 6e-8, 1e-40, -3e-39, 1e-45, 0.5, 3.4e38, -3.4e38], np.float32)
@@ -40,6 +41,18 @@ def blocks(draw):
         "powers": lambda: 2.0 ** rng.integers(-140, 128, (len(x), 1)) * (1 - rng.integers(1, 60, shape) * 2.0**-24),
     }
     return makers[draw(st.sampled_from(sorted(makers)))]().astype(np.float32)
+
+
+def encoded(gpu, array: np.ndarray, layout: str) -> tuple[np.ndarray, ...]:
+    """The planes of an array, back on the host: what `LAYOUTS[layout].pack` gives."""
+    buffers = [gpu.buffer(size) for size in plane_bytes(array.shape, "f32", layout)]
+    try:
+        with Upload(gpu) as upload:
+            requantization.encode(upload, array, layout, [(b, 0, b.size) for b in buffers])
+        return tuple(gpu.read(b) for b in buffers)
+    finally:
+        for buffer in buffers:
+            buffer.destroy()
 
 
 def assert_same(gpu, x, name):

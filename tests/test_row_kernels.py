@@ -1,9 +1,10 @@
 """Kernels over rows against numpy, over shapes that nobody thought of, and every schedule of every kernel once."""
 import numpy as np
 import pytest
-from cases import Case, cases, rounded
+from cases import Case, cases
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from rounded_cases import rounded
 from tilewright import Builder
 from tilewright.templates import KERNELS
 from tilewright.testing import check, random_feeds

@@ -103,15 +103,3 @@ def encode(upload: Upload, array: np.ndarray, layout: str, planes: Sequence[Rang
                  zip(planes, LAYOUTS[layout].planes, plane_bytes((piece.size,), "f32", layout), strict=True)]
         upload.work([piece], lambda source, at, size, piece=piece, parts=parts:  # type: ignore[misc]
                     [dispatch(upload.gpu, piece, layout, [(source, at, size), *parts])])
-
-
-def encoded(gpu: Gpu, array: np.ndarray, layout: str) -> tuple[np.ndarray, ...]:
-    """The planes of an array, back on the host: what `LAYOUTS[layout].pack` gives."""
-    buffers = [gpu.buffer(size) for size in plane_bytes(array.shape, "f32", layout)]
-    try:
-        with Upload(gpu) as upload:
-            encode(upload, array, layout, [(b, 0, b.size) for b in buffers])
-        return tuple(gpu.read(b) for b in buffers)
-    finally:
-        for buffer in buffers:
-            buffer.destroy()
