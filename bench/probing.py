@@ -16,6 +16,7 @@ POOL = 1 << 30          # bytes to read, more than any cache holds; less where a
 GROUP = 256             # invocations of a workgroup
 RUNS = 7
 ENOUGH = 2e-3           # s that arithmetic is timed for
+CHAINS, REPEATS = 8, 8  # of products that depend on each other, in an invocation; how often each goes on in a turn
 DEEP, STEPS = 1 << 16, 1024     # elements and steps of the walk that `width` takes
 PAYS = 1.3              # times as fast that packed products must be, for rounding activations costs accuracy and a dispatch
 
@@ -76,20 +77,20 @@ class Arithmetic:
     enable: str = ""
 
 
-def floats(kind: str, chains: int = 8, repeats: int = 8, enable: str = "") -> Arithmetic:
+def floats(kind: str, enable: str = "") -> Arithmetic:
     """Multiplications with an addition, of four lanes; two operations each."""
-    vector, each = f"vec4<{kind}>", range(chains)
+    vector, each = f"vec4<{kind}>", range(CHAINS)
     begin = [f"let a = {vector}(unpack4x8unorm(w.x)); let b = {vector}(unpack4x8unorm(w.y));", *(f"var s{i} = {vector}({i});" for i in each)]
-    return Arithmetic(" ".join(begin), " ".join(f"s{i} = fma(s{i}, a, b);" for _ in range(repeats) for i in each),
-                      " + ".join(f"dot(vec4<f32>(s{i}), vec4<f32>(1.0))" for i in each), 8 * chains * repeats, enable)
+    return Arithmetic(" ".join(begin), " ".join(f"s{i} = fma(s{i}, a, b);" for _ in range(REPEATS) for i in each),
+                      " + ".join(f"dot(vec4<f32>(s{i}), vec4<f32>(1.0))" for i in each), 8 * CHAINS * REPEATS, enable)
 
 
-def eight_bits(product: str, other: str, kind: str, chains: int = 8, repeats: int = 4) -> Arithmetic:
+def eight_bits(product: str, other: str, kind: str) -> Arithmetic:
     """The products of four 8-bit integers with four others; the sums are operands too, so that no product is that of the turn before."""
-    each = range(chains)
+    each = range(CHAINS)
     begin = [*(f"let v{i} = {other.format(f'w[{i}]')};" for i in range(4)), *(f"var s{i} = {kind}({i + 1});" for i in each)]
-    turn = [f"s{i} += {product.format(f'bitcast<u32>(s{i})', f'v{i % 4}')};" for _ in range(repeats) for i in each]
-    return Arithmetic(" ".join(begin), " ".join(turn), " + ".join(f"s{i}" for i in each), 8 * chains * repeats)
+    turn = [f"s{i} += {product.format(f'bitcast<u32>(s{i})', f'v{i % 4}')};" for _ in range(REPEATS) for i in each]
+    return Arithmetic(" ".join(begin), " ".join(turn), " + ".join(f"s{i}" for i in each), 8 * CHAINS * REPEATS)
 
 
 F32, F16 = floats("f32"), floats("f16", enable="enable f16;")

@@ -10,10 +10,10 @@ from .onnx_graph import Lowering, Node, operator
 from .onnx_tensors import Tensor, known
 
 
-def axes_of(g: Lowering, n: Node, i: int, rank: int, name: str = "axes") -> list[int] | None:
+def axes_of(g: Lowering, n: Node, i: int, rank: int) -> list[int] | None:
     """Axes from input i, or an attribute in older operator sets; None where neither is given."""
     given = n.optional(i)
-    found = g.numbers(given, f"the axes of {n.op}") if given is not None else n.attr(name)
+    found = g.numbers(given, f"the axes of {n.op}") if given is not None else n.attr("axes")
     if found is None:
         return None
     if bad := [a for a in found if not -rank <= a < rank]:

@@ -157,9 +157,9 @@ def group_normalization(g: Lowering, n: Node):
     return g.each("add", g.each("mul", g.reshape(y, x.shape), per_channel(g, n.input(1), x)), per_channel(g, n.input(2), x))
 
 
-def per_channel(g: Lowering, values: Tensor, x: Tensor, axis: int = 1) -> Tensor:
+def per_channel(g: Lowering, values: Tensor, x: Tensor) -> Tensor:
     """One number a channel, in a shape that broadcasts to x."""
-    return g.reshape(values, [d if k == axis else 1 for k, d in enumerate(x.shape)]) if values.size > 1 else g.reshape(values, ())
+    return g.reshape(values, [d if k == 1 else 1 for k, d in enumerate(x.shape)]) if values.size > 1 else g.reshape(values, ())
 
 
 @operator("BatchNormalization")

@@ -190,9 +190,9 @@ class Tensors(Builder):
             return known(np.zeros(shape), x.dtype)
         return self.make("take", x, index, shape=shape, count=x.shape[axis], inner=math.prod(x.shape[axis + 1:]))
 
-    def iota(self, shape: Sequence[int], axis: int, start: int = 0, step: int = 1) -> Tensor:
+    def iota(self, shape: Sequence[int], axis: int) -> Tensor:
         """The place on an axis, of every element."""
-        return known(OPS["iota"].reference(shape=tuple(shape), axis=axis, start=start, step=step), "int32")
+        return known(OPS["iota"].reference(shape=tuple(shape), axis=axis), "int32")
 
     # Element by element.
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 STAMPS = 4096  # WebGPU allows so many in a query set
 INSIDE = "timestamp-query-inside-passes"
 COLD = 0.02  # s without work after which clocks may have fallen
+AGAIN = 0.1  # s of work that bring them up again
 
 BUSY = """
 @group(0) @binding(0) var<storage, read_write> out: array<f32>;
@@ -54,14 +55,14 @@ def each(gpu: Gpu, dispatches: Sequence[Dispatch], repeat: int = 1) -> np.ndarra
 class Warmth:
     """Keeps the clocks of a GPU up: `keep` does nothing shortly after the last timing, else gives the GPU busy work."""
 
-    def __init__(self, gpu: Gpu, first: float = 0.5, again: float = 0.1) -> None:
-        self._gpu, self._first, self._again, self._last = gpu, first, again, -np.inf
+    def __init__(self, gpu: Gpu, first: float = 0.5) -> None:
+        self._gpu, self._first, self._last = gpu, first, -np.inf
         sink, pipeline = gpu.buffer(4, "warmth"), gpu.pipeline(BUSY, ("write",), "warmth")
         self._work = [(pipeline, gpu.bind(pipeline, [(sink, 0, 4)]), (64, 1, 1))]
 
     def keep(self) -> None:
         start = time.perf_counter()
-        seconds = self._first if self._last < 0 else self._again if start - self._last > COLD else 0.0
+        seconds = self._first if self._last < 0 else AGAIN if start - self._last > COLD else 0.0
         groups, replay = 64, self._gpu.replay(self._work)
         while (now := time.perf_counter()) - start < seconds:
             self._gpu.poll(self._gpu.submit([replay]))

@@ -38,7 +38,7 @@ def test_as_many_floats_are_added_as_are_counted(rig, gpu, kind):
 def test_as_many_bytes_are_multiplied_as_are_counted(rig, kind):
     """Every product depends on the one before, so one that is left out would change the result; few enough that f32 is exact."""
     arithmetic, dtype = getattr(probing, kind), {"PACKED": np.int32, "UNPACKED": np.float32}[kind]
-    chains = [np.full(16, i + 1, dtype) for i in range(8)]
+    chains = [np.full(16, i + 1, dtype) for i in range(probing.CHAINS)]
     for _ in range(arithmetic.operations // (8 * len(chains)) * 3):
         chains = [s + (s.view(np.int8).reshape(16, 4).astype(np.int32) * WORDS[:, i % 4, None].copy().view(np.int8)).sum(1).astype(dtype)
                   for i, s in enumerate(chains)]

@@ -14,6 +14,7 @@ from ..ir import Graph, GraphError
 from ..layouts import plane_bytes
 from ..ops import buffers_of
 
+ALIGN = 256     # bytes; every WebGPU device takes bindings that begin at multiples of it
 
 @dataclass(frozen=True)
 class Place:
@@ -33,7 +34,7 @@ class Memory:
     unshared: int
 
 
-def place(graph: Graph, alignment: int = 256) -> Memory:
+def place(graph: Graph) -> Memory:
     home = buffers_of(graph)
     temps = {n for op in graph.ops for n in op.outputs if home[n] == n}
     life = {n: [i, i] for i, op in enumerate(graph.ops) for n in op.outputs if n in temps}
@@ -45,7 +46,7 @@ def place(graph: Graph, alignment: int = 256) -> Memory:
             life[n][1] = i
         conflicts.add_edges_from((r, w) for r in sorted(reads) for w in sorted(writes) if r != w)
     colours = networkx.greedy_color(conflicts, strategy="largest_first")
-    sizes = {n: -(-sum(plane_bytes(v.shape, v.dtype, v.layout)) // alignment) * alignment for n in life for v in (graph.values[n],)}
+    sizes = {n: -(-sum(plane_bytes(v.shape, v.dtype, v.layout)) // ALIGN) * ALIGN for n in life for v in (graph.values[n],)}
     places: dict[str, Place] = {}
     arenas: dict[int, int] = {}
     for name in sorted(life, key=lambda n: -sizes[n]):
