@@ -34,7 +34,7 @@ class MatVecQ8(MatVec):
         size, least = site.device.subgroup_size, 2 if site.pairs else 1
         tokens, blocks = self._tokens(site), site.shape("w")[-1] // 32
         words = 8 * site.bytes("w") / site.value("w").size      # of a block
-        most = (REGISTERS if words <= 8 else CACHED) / words    # blocks under way
+        most = max(least * tokens, (REGISTERS if words <= 8 else CACHED) / words)      # blocks under way; the fewest are always taken
         for lanes, groups in SHAPES:
             for rows in (1, 2, 4, 8) if lanes < 128 else (4, 8, 16, 32):
                 for unroll in (1, 2, 4) if lanes < 128 else (1, 2):
