@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from cases import to_caches, to_heads
+from cases import epilogue, to_caches, to_heads
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rounded_cases import rounded
@@ -14,12 +14,14 @@ from tilewright import testing
 from tilewright.compiler.builder import Builder
 from tilewright.compiler.codegen import render
 from tilewright.compiler.device import DEFAULT_LIMITS, read_device
+from tilewright.compiler.formats import FORMATS
 from tilewright.compiler.kernel import Site
-from tilewright.compiler.layouts import plane_bytes
+from tilewright.compiler.layouts import LAYOUTS, plane_bytes
 from tilewright.compiler.passes.fusion import fuse
 from tilewright.compiler.passes.tiling import candidates
 from tilewright.compiler.proof import unproved
 from tilewright.templates import KERNELS
+from tilewright.testing import fuse_all
 
 H200 = read_device(ROOT / "compiler" / "devices" / "nvidia-h200.toml")
 ROWS = 5
@@ -92,6 +94,17 @@ def test_projections_to_heads(gpu, device, half, turned, interleaved, rows, bias
     graph = g.graph(*to_heads(g, y, 2 * half, max(1, round(turned * half)), interleaved))
     kernel = KERNELS["matvec_q8" if integers else "matvec"]
     assert testing.check(gpu, graph, kernel, device, {**feeds_of(graph, rows, seed), **more}, limit=2)
+
+
+@pytest.mark.parametrize("layout", [name for name, f in LAYOUTS.items() if name in FORMATS and f.group % 32 == 0])
+def test_every_count_of_decoded_rows_has_a_schedule(layout):
+    """What fusion joins because a kernel accepts it, tiling finds a schedule for; plain results, too, and gated ones."""
+    for rows in range(1, 9):
+        for after in ("", "gated", "heads"):
+            g = Builder()
+            y = g.matmul_q8(*rounded(g, (rows, 256))[0], g.weight("w", (56, 256), layout=layout), dtype="f32")
+            graph = fuse_all(g.graph(*(to_heads(g, y, 8, 4, False) if after == "heads" else [epilogue(g, y, after)])))
+            assert next(testing.schedules(graph, KERNELS["matvec_q8"], H200), None), (rows, after)
 
 
 @pytest.mark.parametrize("device", [H200, H200.without("subgroups"), replace(H200, limits=dict(DEFAULT_LIMITS))],
