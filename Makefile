@@ -28,7 +28,7 @@ demo: .venv/demo .venv/gpu
 test: .venv/test .venv/gpu .venv/browser .venv/node
 	$(BIN)/ruff check .
 	$(BIN)/mypy -p tilewright
-	LP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal $(PYTEST)
+	LP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal $(PYTEST)
 
 .venv/bin/python:
 	@[ -n "$(PYTHON)" ] || { echo "Python 3.11 or newer is needed; name one with make PYTHON=..." >&2; exit 1; }

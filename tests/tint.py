@@ -50,6 +50,8 @@ def find_chromium() -> str | None:
 
 def as_f32(wgsl: str) -> str:
     """The module with f32 wherever it says f16, for adapters without shader-f16; conversions and literals included."""
+    if "f16" not in wgsl:
+        return wgsl
     text = re.sub(r"\benable\s+f16\s*;[ \t]*\n?", "", wgsl)
     text = re.sub(r"\b(vec[234]|mat[234]x[234])h\b", r"\1f", re.sub(r"\bf16\b", "f32", text))
     return re.sub(r"\b(\d[\d.]*(?:e[+-]?\d+)?|\.\d+(?:e[+-]?\d+)?)h\b", r"\1f", text)
