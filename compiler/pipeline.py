@@ -57,7 +57,7 @@ def stages(device: Device, kernels: Mapping[str, Kernel]) -> list[Stage]:
 
 def run_stages(graphs: Mapping[str, Graph], device: Device, kernels: Mapping[str, Kernel]) -> Iterator[tuple[str, Graphs, float]]:
     """Run the passes; after each: its name, the verified graphs, its seconds. TILEWRIGHT_DUMP=STAGE|all prints graphs."""
-    now: Graphs = dict(graphs)
+    now, verified = dict(graphs), Graphs()
     wanted = os.environ.get("TILEWRIGHT_DUMP", "").split(",")
     for name, step in [("frontend", lambda g: g), *stages(device, kernels)]:
         start = time.perf_counter()
@@ -66,8 +66,9 @@ def run_stages(graphs: Mapping[str, Graph], device: Device, kernels: Mapping[str
         if name in wanted or "all" in wanted:
             for program, graph in now.items():
                 print(f"--- {program} after {name}\n{show(graph)}", file=sys.stderr)
-        for graph in now.values():
-            verify(graph, name)
+        for program, graph in now.items():
+            verify(graph, name, verified.get(program))
+        verified = now
         yield name, now, seconds
 
 
