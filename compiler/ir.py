@@ -14,7 +14,7 @@ The law of a graph, which `verify` holds after every pass:
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 Attr = int | float | bool | str | tuple[int, ...]
