@@ -194,8 +194,9 @@ def render(site: Site, kernel: Kernel, choice: Choice) -> Shader:
 def _functions(text: str) -> str:
     """The functions of element-wise ops that a text calls, and those that these call."""
     found: dict[str, str] = {}
-    while called := {n for n in re.findall(r"(\w+)\(", text + "".join(found.values())) if n in FUNCTIONS} - found.keys():
-        found |= {n: FUNCTIONS[n] for n in sorted(called)}
+    while called := [n for n in sorted(FUNCTIONS.keys() - found.keys()) if f"{n}(" in text and re.search(rf"\b{n}\(", text)]:
+        found |= {n: FUNCTIONS[n] for n in called}
+        text += "".join(found.values())
     return "".join(found.values())
 
 

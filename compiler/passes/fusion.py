@@ -9,7 +9,7 @@ from collections.abc import Hashable, Iterable, Mapping
 
 from ..device import Device
 from ..ir import Graph, Op
-from ..kernel import Kernel, Site
+from ..kernel import Kernel, Site, form
 from ..liveness import drop_dead
 from ..ops import OPS
 
@@ -33,8 +33,8 @@ class _Fusion:
         self.maker = graph.producers()
         self.readers = {n: set(r) for n, r in graph.readers().items()}
         self.numbers: dict[Hashable, int] = {}
-        self.names = [_names(op) for op in graph.ops]
-        self.forms = [self._form(op, names) for op, names in zip(graph.ops, self.names, strict=True)]
+        alone = [form(op, graph.values) for op in graph.ops]
+        self.forms, self.names = [self._number(what) for what, _ in alone], [names for _, names in alone]
         self.accepted: dict[int, bool] = {}
 
     def run(self) -> Graph:
@@ -68,11 +68,11 @@ class _Fusion:
 
     def _fits(self, p: int, i: int, still: tuple[str, ...]) -> bool:
         """Whether a kernel takes both in one op, of which the producer's results `still` stay outputs."""
-        form = self._merged_form(p, i, still)
-        if form not in self.accepted:
+        number = self._merged_form(p, i, still)
+        if number not in self.accepted:
             merged = self._merged(p, i, still)
-            self.accepted[form] = sum(OPS[part.kind].anchor for part in merged.body) <= 1 and self._accepted(merged)
-        return self.accepted[form]
+            self.accepted[number] = sum(OPS[part.kind].anchor for part in merged.body) <= 1 and self._accepted(merged)
+        return self.accepted[number]
 
     def _merged(self, p: int, i: int, still: tuple[str, ...]) -> Op:
         producer, op = self.ops[p], self.ops[i]
@@ -85,20 +85,13 @@ class _Fusion:
         site = Site(self.graph, op, self.device)
         return site.bindings <= self.device.limit("max_storage_buffers_per_shader_stage") and any(k.accepts(site) for k in self.kernels.values())
 
-    def _form(self, op: Op, names: tuple[str, ...]) -> int:
-        """Kinds, attributes and types, and which names are the same."""
-        place, values = {n: k for k, n in enumerate(names)}, [self.graph.values[n] for n in names]
-        parts = tuple((part.kind, part.attrs, tuple([place[n] for n in part.inputs]), tuple([place[n] for n in part.outputs])) for part in op.parts)
-        types = tuple([(v.shape, v.dtype, v.role, v.layout) for v in values])
-        return self._number((parts, types, tuple([place[n] for n in op.inputs]), tuple([place[n] for n in op.outputs])))
-
     def _merged_form(self, p: int, i: int, still: tuple[str, ...]) -> int:
         """Two forms, and which names are the same."""
         place = {n: k for k, n in enumerate(self.names[p])}
         return self._number((self.forms[p], self.forms[i], tuple([place.get(n, -1) for n in self.names[i]]), tuple([place[n] for n in still])))
 
-    def _number(self, form: Hashable) -> int:
-        return self.numbers.setdefault(form, len(self.numbers))
+    def _number(self, what: Hashable) -> int:
+        return self.numbers.setdefault(what, len(self.numbers))
 
     def _all_absorb(self, producer: Op, p: int) -> bool:
         name = producer.outputs[0]
@@ -116,20 +109,16 @@ class _Fusion:
 
     def _place(self, p: int, i: int, still: tuple[str, ...], gone: bool) -> None:
         """Put the two in one op at place i; gone: the producer is nowhere else."""
-        merged, form = self._merged(p, i, still), self._merged_form(p, i, still)
+        merged, number = self._merged(p, i, still), self._merged_form(p, i, still)
         for j in (p, i) if gone else (i,):
             old = self.ops[j]
             assert old
             for n in old.inputs:
                 self.readers[n].discard(j)
             self.ops[j] = None
-        self.ops[i], self.forms[i], self.names[i] = merged, form, _names(merged)
+        self.ops[i], self.forms[i], self.names[i] = merged, number, tuple(dict.fromkeys((*self.names[p], *self.names[i])))
         for n in merged.inputs:
             self.readers.setdefault(n, set()).add(i)
         for n in merged.outputs:
             self.maker[n] = i
 
-
-def _names(op: Op) -> tuple[str, ...]:
-    """Every name that an op uses, in order."""
-    return tuple(dict.fromkeys(n for part in (op, *op.parts) for n in (*part.inputs, *part.outputs)))
