@@ -55,7 +55,8 @@ def test_a_shader_whose_indices_are_in_range_is_proved():
     ("(row < 15u) {", "(row < 15u) { let row = 15u;"), ("(row < 15u) {", "((row < 15u) == false) {"),
     ("(row < 15u) {", "(select(true, false, row < 15u)) {"),
     ("(row < 15u) {", "(row < 15u) { { var a1: array<f32, 99>; a1[98] = sum; } a1[98] = sum;"), ("a0_load4((slot", "x[step[0]] * a0_load4((slot"),
-    ("let x = a0", "let y = vec4<f32>(); let x = y[lane] * a0"), ("sum += dot", "sum += # dot"), ("sum); }\n}", "sum); }\n"), ("(row < 15u", "(row < 15u("),
+    ("let x = a0", "let y = vec4<f32>(); let x = y[lane] * a0"), ("sum += dot", "sum += # dot"), ("sum); }\n}", "sum); }\n"), 
+    ("(row < 15u", "(row < 15u("),
 ])
 def test_planted_violations_are_found(old, new):
     planted = SHADER.replace(old, new)
