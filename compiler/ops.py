@@ -6,7 +6,7 @@ and `slot[t]` names the sequence's part of the caches. All references compute in
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -196,7 +196,7 @@ define("unzip", "x", _unzip, lambda x: (x[..., 0::2], x[..., 1::2]))
 # Meanings of ops and graphs.
 
 def infer(op: Op, values: Mapping[str, Value]) -> tuple[Value, ...]:
-    """The output values that an op's operands give. Raises ValueError with the reason when they do not fit."""
+    """The output values that an op's operands give, as temporaries. Raises ValueError with the reason when they do not fit."""
     operands = [values[n] for n in op.inputs]
     return _inferred(op.kind, OPS[op.kind].infer, op.attrs, tuple([(v.shape, v.dtype, v.role, v.layout) for v in operands]))
 
@@ -207,7 +207,7 @@ def _inferred(kind: str, rule: Callable[..., Any], attrs: tuple[tuple[str, Attr]
     least = sum(not name.endswith("?") for name in operands)
     need(least <= len(types) <= len(operands), f"{kind} takes {', '.join(operands)} but got {len(types)} operands")
     result = rule(*(Value(*type) for type in types), **dict(attrs))
-    return result if isinstance(result, tuple) else (result,)
+    return tuple(replace(v, role="temp", source=()) for v in (result if isinstance(result, tuple) else (result,)))
 
 
 def evaluate_op(op: Op, values: Mapping[str, Value], env: dict[str, np.ndarray]) -> None:
