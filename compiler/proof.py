@@ -132,6 +132,8 @@ class _Shader(Evaluation):
     def _assignment(self) -> None:
         """An assignment, a call, or a step; names that stand for integers get their new range."""
         name, plain = self.peek(), self.peek(1) in ASSIGNING
+        if plain and self.lookup(name) == OTHER and self.pass_by():     # most of what is unrolled; the name stays no integer
+            return
         target = self.unary()
         operator = self.peek()
         if operator in (";", ")"):

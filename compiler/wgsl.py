@@ -4,11 +4,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import chain
 
 from .ranges import Range, anything
 
 # the most frequent ones first; what is none is one of its own, which nothing understands
-TOKEN = re.compile(r"(?>(?:\s+|//[^\n]*)*)([A-Za-z_]\w*|[@{}()\[\];:,]|<<=|>>=|&&|\|\||<<|>>|->|[-+*/%&|^]=|[=!<>]=|\+\+|--"
+TOKEN = re.compile(r"(?>(?:\s+|//.*)*)([A-Za-z_]\w*|[@{}()\[\];:,]|<<=|>>=|&&|\|\||<<|>>|->|[-+*/%&|^]=|[=!<>]=|\+\+|--"
                    r"|0[xX][0-9a-fA-F]+[ui]?|\d+\.\d*(?:[eE][-+]?\d+)?[fh]?|\.\d+|\d+[eE][-+]?\d+[fh]?|\d+[uifh]?|.|\Z)")
 CLOSING = {")": "(", "}": "{"}
 BYTES = {"f16": 2, "f32": 4, "u32": 4, "i32": 4}
@@ -18,10 +19,16 @@ class Unproved(Exception):
     """What could not be shown, or is not understood."""
 
 
+@lru_cache(1 << 14)     # unrolled loops repeat their lines, and so do modules for other shapes
+def _line(text: str) -> list[str]:
+    return [token for token in TOKEN.findall(text) if token]
+
+
 @lru_cache(256)
 def tokens(wgsl: str) -> tuple[tuple[str, ...], dict[int, int]]:
     """The tokens, "<end>" the last, and for every opening brace and parenthesis the place of the one that closes it."""
-    found, partners, opened = (*filter(None, TOKEN.findall(wgsl)), "<end>"), dict[int, int](), {"(": list[int](), "{": list[int]()}
+    found = (*chain.from_iterable(map(_line, wgsl.split("\n"))), "<end>")
+    partners, opened = dict[int, int](), {"(": list[int](), "{": list[int]()}
     for place in [i for i, token in enumerate(found) if token in "(){}"]:
         if (token := found[place]) in opened:
             opened[token].append(place)
@@ -62,6 +69,15 @@ class Module:
             self.at += 1
             return True
         return False
+
+    def pass_by(self) -> bool:
+        """Go to the semicolon that ends the statement here, if nothing in it may index an array."""
+        end = self.tokens.index(";", self.at)
+        statement = self.tokens[self.at:end]
+        if "[" in statement or not self.functions.keys().isdisjoint(statement):
+            return False
+        self.at = end
+        return True
 
     def skip(self) -> None:
         """What stands in the braces or parentheses that begin here, and they."""
