@@ -18,11 +18,12 @@ def open_gpu(device: str) -> Gpu | None:
     """The GPU that a `device` argument means; None for the numpy reference, which "auto" falls back to with a word on stderr."""
     if device == "reference" or os.environ.get("TILEWRIGHT_REFERENCE") == "1":
         return None
-    if device == "auto" and not adapters():
+    found = adapters()
+    if device == "auto" and not found:
         print("tilewright: no GPU adapter was found, so the numpy reference plays (slowly); install a Vulkan, Metal or D3D12 driver, "
               "on Debian without a GPU: apt install mesa-vulkan-drivers libvulkan1", file=sys.stderr)
         return None
-    return Gpu(pick(device))
+    return Gpu(pick(device, found))
 
 
 def record_of(gpu: Gpu | None, activations: str | None = None) -> Device:

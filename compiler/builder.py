@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 from .ir import Attr, Graph, GraphError, Op, Value
 from .ops import OPS, infer
@@ -49,8 +48,8 @@ class Builder:
         except (ValueError, TypeError, KeyError) as err:
             raise GraphError(f"{kind}({', '.join(f'%{n}: {self.values.get(n)}' for n in inputs)}) does not type: {err}") from err
         names = tuple(f"{kind}{len(self.ops)}" + (f".{i}" if len(made) > 1 else "") for i in range(len(made)))
-        self.values |= {n: replace(v, role="temp", source=()) for n, v in zip(names, made, strict=True)}
-        self.ops.append(replace(op, outputs=names))
+        self.values.update(zip(names, made, strict=True))
+        self.ops.append(Op(kind, inputs, names, op.attrs))
         return names
 
     def __getattr__(self, kind: str) -> Callable[..., str]:

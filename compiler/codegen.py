@@ -19,6 +19,7 @@ from .head_results import FinishHeads
 from .ir import Choice, GraphError, Op
 from .kernel import Kernel, Site
 from .layouts import LAYOUTS
+from .template_cache import TemplateCache
 
 SCALAR = {"f32": "f32", "f16": "f32", "i32": "i32", "u32": "u32"}     # what a load gives: f16 is a storage type only
 
@@ -42,7 +43,7 @@ def template_environment(folder: Path | None = None) -> jinja2.Environment:
     return jinja2.Environment(loader=jinja2.FileSystemLoader([folder or own, own]),
                               undefined=jinja2.StrictUndefined, block_start_string="{$", block_end_string="$}", line_statement_prefix="$$",
                               line_comment_prefix="$#", trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
-                              extensions=["jinja2.ext.do"])
+                              extensions=["jinja2.ext.do"], bytecode_cache=TemplateCache())
 
 
 class Operand:

@@ -3,12 +3,27 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 
 from .ranges import OTHER, Range, anything, builtin, combine, made
 from .wgsl import Module, Unproved
 
 PRECEDENCE = {op: level for level, ops in enumerate(("||", "&&", "|", "^", "&", "== !=", "< > <= >=", "<< >>", "+ -", "* / %")) for op in ops.split()}
 ORDER = PRECEDENCE["<"]
+PREFIXES = ("(", "-", "!", "~", "&", "*")
+CONTINUING = ("(", "[", ".", "<")      # what makes more of a name or a number
+
+
+@lru_cache(1 << 12)
+def literal(token: str) -> Range:
+    """What a number stands for; of no kind where it is no integer."""
+    if token[:2] in ("0x", "0X"):
+        number = int(token.rstrip("ui"), 16)
+    elif re.fullmatch(r"\d+[ui]?", token):
+        number = int(token.rstrip("ui"))
+    else:
+        return OTHER
+    return Range(token[-1] if token[-1] in "ui" else "n", number, number)
 
 
 class Evaluation(Module):
@@ -27,12 +42,13 @@ class Evaluation(Module):
 
     def expression(self, least: int = 0) -> Range:
         """Operators of at least this precedence, by climbing (https://www.engr.mun.ca/~theo/Misc/exp_parsing.htm)."""
-        start = self.at
+        start, tokens = self.at, self.tokens
         left = self.unary()
-        while (level := PRECEDENCE.get(self.tokens[self.at], -1)) >= least:
-            alone = level == ORDER and (self.at == start + 1 or (self.at == start + 3 and self.tokens[start + 1] == "."))
-            named = "".join(self.tokens[start:self.at]) if alone else ""
-            op = self.take()
+        while (level := PRECEDENCE.get(tokens[self.at], -1)) >= least:
+            alone = level == ORDER and (self.at == start + 1 or (self.at == start + 3 and tokens[start + 1] == "."))
+            named = "".join(tokens[start:self.at]) if alone else ""
+            op = tokens[self.at]
+            self.at += 1
             right = self.expression(level + 1)
             if named:
                 self.facts.append((named, op, right))
@@ -40,39 +56,50 @@ class Evaluation(Module):
         return left
 
     def unary(self) -> Range:
-        token = self.peek()
+        token = self.tokens[self.at]
+        if self.tokens[self.at + 1] not in CONTINUING and token not in PREFIXES:     # a name or a number alone, as most are
+            self.at += 1
+            return self._plain(token)
         if token == "-":
-            self.take()
+            self.at += 1
             value = self.unary()
             return made(value.kind, -value.hi, -value.lo) if value.kind in ("i", "n") else OTHER
         if token in ("!", "~", "&", "*"):
-            self.take()
+            self.at += 1
             value = self.unary()
             return anything(value.kind) if token == "~" and value.kind else OTHER
         return self._postfix()
 
+    def _plain(self, token: str) -> Range:
+        known = self.lookup(token)
+        if known is not None:
+            return known
+        if token[0].isdigit() or token[0] == ".":
+            return literal(token)
+        if token not in ("true", "false") and token not in self.arrays:
+            raise Unproved(f"the name {token} is unknown")
+        return OTHER
+
     def _postfix(self) -> Range:
-        token = self.take()
+        tokens, token = self.tokens, self.tokens[self.at]
+        self.at += 1
+        after = tokens[self.at]
         if token == "(":
             value = self.expression()
             self.take(")")
-        elif token[0].isdigit() or token[0] == ".":
-            value = self._literal(token)
-        elif self.peek() == "(" or (self.peek() == "<" and token in ("vec2", "vec3", "vec4", "array", "mat2x2", "bitcast")):
+        elif after == "(" or (after == "<" and token in ("vec2", "vec3", "vec4", "array", "mat2x2", "bitcast")):
             value = self._call(token)
-        elif token in self.arrays and self.peek() == "[" and self.lookup(token) is None:
+        elif after == "[" and token in self.arrays and self.lookup(token) is None:
             value = self._element(token)
-        elif (found := self.lookup(f"{token}.{self.peek(1)}")) is not None and self.peek() == ".":
+        elif after == "." and (found := self.lookup(f"{token}.{tokens[self.at + 1]}")) is not None:
             self.at += 2
             return found
         else:
-            known = self.lookup(token)
-            if known is None and token not in ("true", "false") and token not in self.arrays:
-                raise Unproved(f"the name {token} is unknown")
-            value = known or OTHER
-        while self.peek() in (".", "["):
-            if self.take() == ".":
-                self.take()
+            value = self._plain(token)
+        while (after := tokens[self.at]) == "." or after == "[":
+            self.at += 1
+            if after == ".":
+                self.at += 1
             else:       # a component: its range is unknown, its place must not be
                 place = self.expression()
                 self.take("]")
@@ -84,15 +111,6 @@ class Evaluation(Module):
         """Every vector has two components; front ends refuse a constant beyond the last."""
         if not place.kind or place.lo < 0 or (place.hi > 1 and place.lo != place.hi):
             raise Unproved("a component of a vector is chosen as the shader runs")
-
-    def _literal(self, token: str) -> Range:
-        if token[:2] in ("0x", "0X"):
-            number = int(token.rstrip("ui"), 16)
-        elif re.fullmatch(r"\d+[ui]?", token):
-            number = int(token.rstrip("ui"))
-        else:
-            return OTHER
-        return Range(token[-1] if token[-1] in "ui" else "n", number, number)
 
     def _element(self, name: str) -> Range:
         length, element = self.arrays[name]

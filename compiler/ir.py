@@ -14,7 +14,7 @@ The law of a graph, which `verify` holds after every pass:
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 Attr = int | float | bool | str | tuple[int, ...]
@@ -96,10 +96,12 @@ class Graph:
     outputs: tuple[str, ...]
 
     def with_ops(self, ops: Iterable[Op], values: dict[str, Value] | None = None) -> Graph:
-        return replace(self, ops=tuple(ops), values=self.values if values is None else values)
+        """The graph with other ops, and other values if they are given; itself where these are what it has."""
+        made = Graph(self.values if values is None else values, tuple(ops), self.outputs)
+        return self if made == self else made
 
     def with_values(self, values: dict[str, Value]) -> Graph:
-        return replace(self, values=values)
+        return self.with_ops(self.ops, values)
 
     def role(self, role: str) -> dict[str, Value]:
         return {n: v for n, v in self.values.items() if v.role == role}

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -87,10 +87,21 @@ class Site:
         """Whether the op reads host inputs."""
         return any(self.values[n].role == "input" for n in self.op.inputs)
 
-    @property
+    @cached_property
     def bindings(self) -> int:
         """How many storage buffers a dispatch binds."""
         return sum(len(LAYOUTS[self.values[n].layout].planes) for n in self.bound) + self.steps
+
+    @cached_property
+    def largest_binding(self) -> int:
+        """Bytes of the largest."""
+        return max((b for v in map(self.values.__getitem__, self.bound) for b in plane_bytes(v.shape, v.dtype, v.layout)), default=0)
+
+    @cached_property
+    def types_need(self) -> frozenset[str]:
+        """Features that the types of what is bound need."""
+        half = any(self.values[n].dtype == "f16" and self.values[n].layout == "row" for n in self.bound)
+        return frozenset({"shader-f16"} if half else ())
 
     def bytes(self, *operands: str) -> int:
         """Bytes that the anchor's operands (all of them, and the outputs, if none is named) take in memory."""
@@ -106,6 +117,17 @@ class Site:
         body = "; ".join(f"{p.kind}({','.join(slot[n] for n in p.inputs)}{''.join(f' {k}={v}' for k, v in p.attrs)})"
                          f"->{','.join(f'{slot[n]}:{self.values[n]}' for n in p.outputs)}" for p in self.op.parts)
         return f"{types}| {body} | {','.join(slot[n] for n in self.op.outputs)}"
+
+
+def form(op: Op, values: Mapping[str, Value]) -> tuple[Hashable, tuple[str, ...]]:
+    """What an op is but for the names of its values, as `signature` says in words: equal layers have equal ones. And the names, in order."""
+    places: dict[str, int] = {}
+    place = places.setdefault
+    operands = tuple([place(n, len(places)) for n in op.inputs])
+    parts = tuple([(p.kind, repr(p.attrs) if p.attrs else "",       # in words, since 0.0 equals -0.0
+                    tuple([place(n, len(places)) for n in p.inputs]), tuple([place(n, len(places)) for n in p.outputs])) for p in op.parts])
+    types = tuple([(v.shape, v.dtype, v.role, v.layout) for v in map(values.__getitem__, places)])
+    return (operands, parts, types, tuple([places[n] for n in op.outputs])), tuple(places)
 
 
 class Kernel:

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
+from math import prod
 
 import ml_dtypes
 import numpy as np
@@ -62,7 +63,7 @@ class Layout:
 
     def plane_bytes(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Bytes of every plane of a value of this shape, in whole words."""
-        n = int(np.prod(shape, dtype=np.int64))
+        n = prod(shape)
         return tuple(whole_words(n // self.group * p.bytes_per_group) for p in self.planes)
 
 
@@ -272,8 +273,9 @@ LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (
 ITEM_BYTES = {"f32": 4, "f16": 2, "i32": 4, "u32": 4}
 
 
+@lru_cache(1 << 14)
 def plane_bytes(shape: tuple[int, ...], dtype: str, layout: str) -> tuple[int, ...]:
     """Bytes of every plane of a stored value."""
     if layout == "row":
-        return (int(np.prod(shape, dtype=np.int64)) * ITEM_BYTES[dtype],)
+        return (prod(shape) * ITEM_BYTES[dtype],)
     return LAYOUTS[layout].plane_bytes(shape)

@@ -6,12 +6,13 @@ and `slot[t]` names the sequence's part of the caches. All references compute in
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from .ir import Graph, Op, Value
+from .ir import Attr, Graph, Op, Value
 from .sources import assemble
 
 NUMPY = {"f32": np.float32, "f16": np.float16, "i32": np.int32, "u32": np.uint32}
@@ -195,13 +196,18 @@ define("unzip", "x", _unzip, lambda x: (x[..., 0::2], x[..., 1::2]))
 # Meanings of ops and graphs.
 
 def infer(op: Op, values: Mapping[str, Value]) -> tuple[Value, ...]:
-    """The output values that an op's operands give. Raises ValueError with the reason when they do not fit."""
-    definition = OPS[op.kind]
-    least = sum(not name.endswith("?") for name in definition.operands)
-    need(least <= len(op.inputs) <= len(definition.operands),
-         f"{op.kind} takes {', '.join(definition.operands)} but got {len(op.inputs)} operands")
-    result = definition.infer(*(values[n] for n in op.inputs), **dict(op.attrs))
-    return result if isinstance(result, tuple) else (result,)
+    """The output values that an op's operands give, as temporaries. Raises ValueError with the reason when they do not fit."""
+    operands = [values[n] for n in op.inputs]
+    return _inferred(op.kind, OPS[op.kind].infer, op.attrs, tuple([(v.shape, v.dtype, v.role, v.layout) for v in operands]))
+
+
+@lru_cache(1 << 14)     # equal layers have equal types
+def _inferred(kind: str, rule: Callable[..., Any], attrs: tuple[tuple[str, Attr], ...], types: tuple[tuple, ...]) -> tuple[Value, ...]:
+    operands = OPS[kind].operands
+    least = sum(not name.endswith("?") for name in operands)
+    need(least <= len(types) <= len(operands), f"{kind} takes {', '.join(operands)} but got {len(types)} operands")
+    result = rule(*(Value(*type) for type in types), **dict(attrs))
+    return tuple(replace(v, role="temp", source=()) for v in (result if isinstance(result, tuple) else (result,)))
 
 
 def evaluate_op(op: Op, values: Mapping[str, Value], env: dict[str, np.ndarray]) -> None:

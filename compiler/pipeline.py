@@ -4,13 +4,13 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from .codegen import Shader, render
 from .device import Device
 from .ir import Choice, Graph
-from .kernel import Kernel, Site
+from .kernel import Kernel, Site, form
 from .passes.activations import round_activations
 from .passes.alias import alias
 from .passes.choices import split_sums
@@ -57,7 +57,7 @@ def stages(device: Device, kernels: Mapping[str, Kernel]) -> list[Stage]:
 
 def run_stages(graphs: Mapping[str, Graph], device: Device, kernels: Mapping[str, Kernel]) -> Iterator[tuple[str, Graphs, float]]:
     """Run the passes; after each: its name, the verified graphs, its seconds. TILEWRIGHT_DUMP=STAGE|all prints graphs."""
-    now: Graphs = dict(graphs)
+    now, verified = dict(graphs), Graphs()
     wanted = os.environ.get("TILEWRIGHT_DUMP", "").split(",")
     for name, step in [("frontend", lambda g: g), *stages(device, kernels)]:
         start = time.perf_counter()
@@ -66,8 +66,9 @@ def run_stages(graphs: Mapping[str, Graph], device: Device, kernels: Mapping[str
         if name in wanted or "all" in wanted:
             for program, graph in now.items():
                 print(f"--- {program} after {name}\n{show(graph)}", file=sys.stderr)
-        for graph in now.values():
-            verify(graph, name)
+        for program, graph in now.items():
+            verify(graph, name, verified.get(program))
+        verified = now
         yield name, now, seconds
 
 
@@ -94,16 +95,17 @@ def compile_graphs(graphs: Mapping[str, Graph], device: Device, kernels: Mapping
 
 def _generate(result: Compiled, device: Device, kernels: Mapping[str, Kernel]) -> None:
     """Render every distinct op once; equal text is one shader."""
-    known: dict[tuple[str, Choice, str], tuple[int, tuple[int, int, int]]] = {}
+    known: dict[Hashable, tuple[int, tuple[int, int, int]]] = {}
     numbers: dict[Shader, int] = {}
     for program, graph in result.graphs.items():
         calls = result.calls[program] = []
         for op in graph.ops:
-            site, choice = Site(graph, op, device), op.choice
+            choice = op.choice
             assert choice
-            key = (site.signature, choice, program if site.steps else "")
+            steps = any(graph.values[n].role == "input" for n in op.inputs)     # which lie in other places in other programs
+            key = (form(op, graph.values)[0], choice, program if steps else "")
             if key not in known:
-                kernel = kernels[choice.kernel]
+                site, kernel = Site(graph, op, device), kernels[choice.kernel]
                 shader = render(site, kernel, choice)
                 if shader not in numbers:
                     numbers[shader] = len(numbers)

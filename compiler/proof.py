@@ -7,6 +7,7 @@ and the sizes of what is bound, not what a kernel claims; what it does not under
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from .evaluation import Evaluation
@@ -33,6 +34,11 @@ def unproved(wgsl: str, grid: Sequence[int], sizes: Sequence[int]) -> str | None
 
     grid: workgroups dispatched in x, y, z. sizes: bytes bound to binding 0, 1, … of group 0.
     """
+    return _unproved(wgsl, tuple(grid), tuple(sizes))
+
+
+@lru_cache(1 << 10)     # of a process that loads more than once
+def _unproved(wgsl: str, grid: tuple[int, ...], sizes: tuple[int, ...]) -> str | None:
     try:
         _Shader(wgsl, grid, sizes)
     except Unproved as reason:
@@ -47,6 +53,7 @@ class _Shader(Evaluation):
         super().__init__(wgsl, sizes)
         if "main" not in self.functions:
             raise Unproved("no entry point main")
+        self.assigned: dict[int, set[str]] = {}     # names by the place of the block that assigns them
         parameters, body = self.functions["main"]
         self.scopes.append({})
         for name, builtin_name in parameters:
@@ -79,9 +86,11 @@ class _Shader(Evaluation):
     def _assigned(self) -> set[str]:
         """The names that the block from here on assigns."""
         start = self.at
-        self.skip("{", "}")
-        end, self.at = self.at, start
-        return {self.tokens[i] for i in range(start, end) if self.tokens[i + 1] in ASSIGNING}
+        if start not in self.assigned:
+            self.skip()
+            end, self.at = self.at, start
+            self.assigned[start] = {self.tokens[i] for i in range(start, end) if self.tokens[i + 1] in ASSIGNING}
+        return self.assigned[start]
 
     def _statement(self) -> None:
         word = self.peek()
@@ -123,6 +132,8 @@ class _Shader(Evaluation):
     def _assignment(self) -> None:
         """An assignment, a call, or a step; names that stand for integers get their new range."""
         name, plain = self.peek(), self.peek(1) in ASSIGNING
+        if plain and self.lookup(name) == OTHER and self.pass_by():     # most of what is unrolled; the name stays no integer
+            return
         target = self.unary()
         operator = self.peek()
         if operator in (";", ")"):
@@ -167,8 +178,8 @@ class _Shader(Evaluation):
         while True:
             while self.peek() != "{":
                 self.take()
-            names |= self._assigned()
-            self.skip("{", "}")
+            names = names | self._assigned()
+            self.skip()
             if not self.accept("else"):
                 self.at = start
                 return names
@@ -204,6 +215,7 @@ class _Shader(Evaluation):
 
     def _for(self) -> None:
         self.take("for")
+        after = self.partners.get(self.at, 0) + 1
         self.take("(")
         self.scopes.append({})
         counter, first = "", OTHER
@@ -214,18 +226,11 @@ class _Shader(Evaluation):
             first = self.scopes[-1][counter]
         facts = self._condition()
         self.take(";")
-        update = self.at
-        self.at -= 1
-        self._skip_to_parenthesis(update)
+        update, self.at = self.at, after
         self._forget(counter)
         self.scopes[-1][counter] = self._counted(counter, first, facts, update)
         self._block()
         self.scopes.pop()
-
-    def _skip_to_parenthesis(self, start: int) -> None:
-        self.at, depth = start, 1
-        while depth:
-            depth += {"(": 1, ")": -1}.get(self.take(), 0)
 
     def _forget(self, counter: str) -> None:
         """What the loop's body assigns is unknown when it begins again."""

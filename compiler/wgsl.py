@@ -3,16 +3,38 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
+from itertools import chain
 
 from .ranges import Range, anything
 
-TOKEN = re.compile(r"//[^\n]*|\s+|(0[xX][0-9a-fA-F]+[ui]?|\d+\.\d*(?:[eE][-+]?\d+)?[fh]?|\.\d+|\d+[eE][-+]?\d+[fh]?|\d+[uifh]?|[A-Za-z_]\w*"
-                   r"|<<=|>>=|&&|\|\||<<|>>|->|[-+*/%&|^]=|[=!<>]=|\+\+|--|[@{}()\[\];:,.<>=+\-*/%&|^!~])")
+# the most frequent ones first; what is none is one of its own, which nothing understands
+TOKEN = re.compile(r"(?>(?:\s+|//.*)*)([A-Za-z_]\w*|[@{}()\[\];:,]|<<=|>>=|&&|\|\||<<|>>|->|[-+*/%&|^]=|[=!<>]=|\+\+|--"
+                   r"|0[xX][0-9a-fA-F]+[ui]?|\d+\.\d*(?:[eE][-+]?\d+)?[fh]?|\.\d+|\d+[eE][-+]?\d+[fh]?|\d+[uifh]?|.|\Z)")
+CLOSING = {")": "(", "}": "{"}
 BYTES = {"f16": 2, "f32": 4, "u32": 4, "i32": 4}
 
 
 class Unproved(Exception):
     """What could not be shown, or is not understood."""
+
+
+@lru_cache(1 << 14)     # unrolled loops repeat their lines, and so do modules for other shapes
+def _line(text: str) -> list[str]:
+    return [token for token in TOKEN.findall(text) if token]
+
+
+@lru_cache(256)
+def tokens(wgsl: str) -> tuple[tuple[str, ...], dict[int, int]]:
+    """The tokens, "<end>" the last, and for every opening brace and parenthesis the place of the one that closes it."""
+    found = (*chain.from_iterable(map(_line, wgsl.split("\n"))), "<end>")
+    partners, opened = dict[int, int](), {"(": list[int](), "{": list[int]()}
+    for place in [i for i, token in enumerate(found) if token in "(){}"]:
+        if (token := found[place]) in opened:
+            opened[token].append(place)
+        elif waiting := opened[CLOSING[token]]:
+            partners[waiting.pop()] = place
+    return found, partners
 
 
 class Module:
@@ -21,7 +43,7 @@ class Module:
     sizes: bytes bound to binding 0, 1, … of group 0."""
 
     def __init__(self, wgsl: str, sizes: Sequence[int]):
-        self.tokens = [t for t in TOKEN.findall(wgsl) if t] + ["<end>"]
+        self.tokens, self.partners = tokens(wgsl)
         self.at = 0
         self.arrays: dict[str, tuple[int, str]] = {}        # name: elements, their type
         self.functions: dict[str, tuple[list[tuple[str, str]], int]] = {}       # parameters and their builtins, and where the body begins
@@ -48,15 +70,20 @@ class Module:
             return True
         return False
 
-    def skip(self, opening: str, closing: str) -> None:
-        depth = 0
-        while True:
-            token = self.take()
-            depth += (token == opening) - (token == closing)
-            if not depth:
-                return
-            if token == "<end>":
-                raise Unproved(f"no '{closing}'")
+    def pass_by(self) -> bool:
+        """Go to the semicolon that ends the statement here, if nothing in it may index an array."""
+        end = self.tokens.index(";", self.at)
+        statement = self.tokens[self.at:end]
+        if "[" in statement or not self.functions.keys().isdisjoint(statement):
+            return False
+        self.at = end
+        return True
+
+    def skip(self) -> None:
+        """What stands in the braces or parentheses that begin here, and they."""
+        if self.at not in self.partners:
+            raise Unproved(f"'{self.peek()}' opens nothing that is closed")
+        self.at = self.partners[self.at] + 1
 
     def type(self) -> str:
         """A type as text without spaces."""
@@ -104,7 +131,7 @@ class Module:
     def _numbers(self) -> list[int]:
         """The whole numbers in parentheses."""
         start = self.at + 1
-        self.skip("(", ")")
+        self.skip()
         return [int(t.rstrip("ui")) for t in self.tokens[start:self.at - 1] if t[0].isdigit()]
 
     def type_arguments(self) -> None:
@@ -150,4 +177,4 @@ class Module:
         if self.accept("->"):
             self.type()
         self.functions[name] = parameters, self.at
-        self.skip("{", "}")
+        self.skip()

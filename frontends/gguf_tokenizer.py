@@ -103,7 +103,7 @@ def _byte_level(tokens: list[str], merges: list[str], pre: str) -> Tokenizer:
     if pre not in WORD_PATTERNS:
         known = ", ".join(name for name in WORD_PATTERNS if name)
         raise CheckpointError(f"the GGUF file's tokenizer.ggml.pre is {pre!r}, which is not one of {known}; give a tokenizer.json instead")
-    pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
+    pairs = [merge.partition(" ")[::2] for merge in merges]
     tokenizer = Tokenizer(_bpe(tokens, pairs, ignore_merges=pre in WHOLE_WORDS_FIRST))
     splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in WORD_PATTERNS[pre]]
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
@@ -167,7 +167,7 @@ def _tokens(metadata: dict[str, Any]) -> list[str]:
 
 def _list(metadata: dict[str, Any], name: str, kind: type) -> list[Any]:
     values = metadata.get(f"tokenizer.ggml.{name}", [])
-    if not isinstance(values, list) or not all(type(value) is kind for value in values):
+    if not isinstance(values, list) or not {kind}.issuperset(map(type, values)):
         raise CheckpointError(f"the GGUF file's tokenizer.ggml.{name} is not a list of {kind.__name__}; convert the model again")
     return values
 

@@ -61,7 +61,7 @@ class _Rows:
     def _write(self, op: Op, inputs: list[str]) -> None:
         op = replace(op, inputs=tuple(inputs))
         made = infer(op, self.values)
-        self.values |= {n: replace(v, role="temp", source=()) for n, v in zip(op.outputs, made, strict=True)}
+        self.values |= dict(zip(op.outputs, made, strict=True))
         self.ops.append(op)
 
     def _as(self, name: str, shape: Shape) -> str:

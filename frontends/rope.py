@@ -104,7 +104,10 @@ def rope_table(parameters: Parameters, dim: int, positions: int) -> np.ndarray:
     if parameters.get("inv_freq_dtype") == "bfloat16":
         frequencies = frequencies.astype(ml_dtypes.bfloat16).astype(np.float64)
     angles = np.arange(positions, dtype=np.float64)[:, None] * frequencies
-    return (amplitude * np.stack([np.cos(angles), np.sin(angles)], -1)).astype(np.float32)
+    table = np.empty((*angles.shape, 2), np.float32)
+    for part, turned in enumerate((np.cos, np.sin)):
+        table[..., part] = amplitude * turned(angles)
+    return table
 
 
 def _divisors(p: Parameters, positions: int) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,9 +47,9 @@ def adapters() -> list[AdapterInfo]:
     return sorted(_without_doubles(found), key=_rank)
 
 
-def pick(name: str = "auto") -> AdapterInfo:
-    """The best adapter, or the best whose name contains `name`, in any case."""
-    found = adapters()
+def pick(name: str = "auto", among: Sequence[AdapterInfo] | None = None) -> AdapterInfo:
+    """The best adapter, or the best whose name contains `name`, in any case. among: what `adapters` gave."""
+    found = adapters() if among is None else among
     if not found:
         raise DeviceError(
             "no GPU adapter found: a Vulkan, Metal or Direct3D 12 driver is needed (on Linux, mesa-vulkan-drivers has a software one)"

@@ -33,7 +33,7 @@ class Model:
     def __init__(self, package: Package, player: Player, tokenizer: Tokenizer | None, remake: Remake | None = None):
         self.package, self.player, self._tokenizer, self._remake = package, player, tokenizer, remake
         self.info: dict[str, Any] = package.manifest["model"]
-        self.load_seconds: dict[str, float] = {}    # device, open, compile, weights and (beside these) shaders, total; set by `load`
+        self.load_seconds: dict[str, float] = {}    # by stage, and `shaders` beside `weights`; total; set by `load`
         self._turn = 0      # a stream that is not the latest has lost the caches
 
     @property

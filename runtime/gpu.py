@@ -184,12 +184,8 @@ class Gpu:
 
     def bind(self, pipeline: Pipeline, ranges: Sequence[tuple[Buffer, int, int]]) -> BindGroup:
         """A bind group of (buffer, offset, size) by binding; it fits every pipeline with the same bindings."""
-        entries = [
-            {"binding": i, "resource": {"buffer": buffer.owner, "offset": offset, "size": size}}
-            for i, (buffer, offset, size) in enumerate(ranges)
-        ]
         with guarded(f"binding {len(ranges)} ranges to '{pipeline.label}'"):
-            owner = self._device.create_bind_group(layout=pipeline.layout, entries=entries)
+            owner = native.bind_group(self._device, pipeline.layout, [(buffer.raw, offset, size) for buffer, offset, size in ranges])
         return BindGroup(owner._internal, owner)
 
     # Submissions

@@ -32,13 +32,16 @@ class GpuPlayer:
         Raises DeviceError when the device lacks what the package needs."""
         self.package, self.gpu, self._owns_gpu, manifest = package, gpu, owns_gpu, package.manifest
         check_requirements(manifest["device"], gpu)
-        self.buffers = {name: gpu.buffer(size, name) for name, size in manifest["buffers"].items()}
         self.seconds: dict[str, float] = {}      # of loading
+        start = time.perf_counter()
+        self.buffers = {name: gpu.buffer(size, name) for name, size in manifest["buffers"].items()}
+        self.seconds["buffers"] = time.perf_counter() - start
         shaders = [Shader(_enable(s), tuple(s["bindings"]), s["kernel"], i in trusted) for i, s in enumerate(manifest["shaders"])]
         with ThreadPoolExecutor(1) as beside:       # shaders are compiled while weights travel
             compiling = beside.submit(self._compile, shaders)
             self._upload(manifest, progress, fill or (lambda upload, name, buffer: upload.write(buffer, 0, package.blob(name))))
             made = compiling.result()
+        start = time.perf_counter()
         self._dispatches = {name: [(made[d["shader"]], gpu.bind(made[d["shader"]], [(self.buffers[b], at, size) for b, at, size in d["bindings"]]),
                                     tuple(d["grid"])) for d in program["dispatches"]] for name, program in manifest["programs"].items()}
         self._replays = {name: gpu.replay(dispatches) for name, dispatches in self._dispatches.items()}
@@ -46,6 +49,7 @@ class GpuPlayer:
         self._later = gpu.buffer((STEPS - 1) * manifest["buffers"]["step"], "inputs of a frame's later steps")
         self._tokens = [gpu.readback(STEPS * manifest["buffers"]["state.token"], "tokens") for _ in range(FRAMES)]
         self._submitted = [(0, 0)] * FRAMES     # which submission, and its steps
+        self.seconds["bindings"] = time.perf_counter() - start
 
     def _compile(self, shaders: list[Shader]) -> list[Pipeline]:
         start = time.perf_counter()

@@ -1,7 +1,10 @@
 """Loading: stored rows taken apart on the GPU, as the layout packs them whatever pieces a weight is made of; damage; and how long it took."""
 from __future__ import annotations
 
+import ctypes
+import mmap
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +12,13 @@ import pytest
 import tilewright
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tilewright.bench.loading import forget
 from tilewright.compiler.formats import FORMATS
 from tilewright.compiler.ir import Value
 from tilewright.compiler.layouts import LAYOUTS, plane_bytes
 from tilewright.compiler.sources import assemble, pieces_of
 from tilewright.frontends.weights import unpacking
+from tilewright.frontends.weights.loading import read_ahead
 from tilewright.frontends.weights.unpacking import PLAIN, unpack, unpacks
 from tilewright.runtime.terminal import loading
 from tilewright.runtime.upload import Upload
@@ -96,10 +101,33 @@ def test_bytes_of_any_length_arrive(gpu):
     np.testing.assert_array_equal(found, want)
 
 
+def in_memory(path: Path) -> float:
+    """The share of a file's pages that the system has in memory."""
+    mapped = np.memmap(path, np.uint8, "r")
+    pages = np.zeros(-(-mapped.size // mmap.PAGESIZE), np.uint8)
+    assert ctypes.CDLL(None).mincore(ctypes.c_void_p(mapped.ctypes.data), ctypes.c_size_t(mapped.size), ctypes.c_void_p(pages.ctypes.data)) == 0
+    return float((pages & 1).mean())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux reads ahead")
+def test_files_are_read_ahead(tmp_path, monkeypatch):
+    monkeypatch.setattr("tilewright.frontends.weights.loading.READ", 1 << 20)
+    path = tmp_path / "model.gguf"
+    path.write_bytes(bytes(40_000_000))
+    forget(path)
+    if in_memory(path) > 0.5:
+        pytest.skip(f"the file system of {tmp_path} keeps its files in memory")
+    for reader in read_ahead(path):
+        reader.join()
+    assert in_memory(path) == 1
+    assert read_ahead(tmp_path / "missing.gguf") == []
+
+
 def test_a_model_says_how_long_it_took_to_load(gpu, tmp_path):
     model = tilewright.load(LLAMA, context=32)
-    assert {"device", "open", "compile", "weights", "shaders"} <= model.load_seconds.keys()
-    assert model.load_seconds["total"] >= sum(model.load_seconds[stage] for stage in ("device", "open", "compile", "weights"))
+    stages = {"device", "open", "compile", "proof", "weights"}
+    assert stages | {"shaders"} <= model.load_seconds.keys()
+    assert model.load_seconds["total"] >= sum(model.load_seconds[stage] for stage in stages)
     assert re.match(r"loaded 0\.\d\d GB in \d+\.\d s \(\d+\.\d GB/s", loading(model))
     model.close()
     assert loading(tilewright.load(LLAMA, "reference", context=32)).startswith("loaded")

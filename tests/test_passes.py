@@ -204,9 +204,19 @@ BROKEN = {
 
 @pytest.mark.parametrize("sentence", BROKEN)
 def test_verify_refuses_with_the_stage_and_the_reason(sentence):
-    with pytest.raises(GraphError, match=sentence.replace("%", ".")) as error:
-        verify(BROKEN[sentence](chain()), "simplify")
-    assert str(error.value).startswith("after simplify: ")
+    graph = chain()
+    for before in (None, graph):        # also where most of it was verified already
+        with pytest.raises(GraphError, match=sentence.replace("%", ".")) as error:
+            verify(BROKEN[sentence](graph), "simplify", before)
+        assert str(error.value).startswith("after simplify: ")
+
+
+def test_a_pass_that_changes_nothing_gives_the_graph_itself():
+    graph = chain()
+    assert graph.with_ops(list(graph.ops), dict(graph.values)) is graph
+    assert cut_weights(graph, DEVICES["llvmpipe"]) is graph
+    with pytest.raises(GraphError, match="has no kernel"):
+        verify(graph, "tiling", graph)
 
 
 def test_verify_refuses_a_read_of_renamed_state():

@@ -41,20 +41,23 @@ GRID, SIZES = (2, 3, 1), (16 * 32 * 16 * 3, 15 * 4, 3 * 4)
 
 def test_a_shader_whose_indices_are_in_range_is_proved():
     assert unproved(SHADER, GRID, SIZES) is None
+    assert unproved(f"// a comment }} {{ (\n{SHADER}\n// and the last", GRID, SIZES) is None
 
 
 @pytest.mark.parametrize("old, new", [
     ("min(row, 15u)", "row + 1u"), ("min(u32(step[group.y]), 2u)", "u32(step[group.y])"),
     ("block < 32u", "block < 33u"), ("array<f32, 8>", "array<f32, 7>"),
-    ("row < 15u", "row < 17u"), ("row < 15u", "row < 15u || sum > 0.0"), ("a1_store(row - 1u", "a1_store(row"), 
+    ("row < 15u", "row < 17u"), ("row < 15u", "row < 15u || sum > 0.0"), ("a1_store(row - 1u", "a1_store(row"),
     ("a1_store(row - 1u", "a1_store(row - 16u"),
     ("index / 8u] = sum", "index / 7u] = sum"), ("% 8u", "% 9u"), ("step[group.y]), 2u", "step[group.y + 1u]), 2u"),
     ("let x = a0", "block += 1u; let x = a0"), ("for (var block = lane; block < 32u; block += 8u)", "loop"), ("a0[i]", "a0[i + 1u]"),
-    ("let row =", "var row ="), ("shared_sums[lane]", "shared_sums[lane << 1u]"), 
+    ("let row =", "var row ="), ("shared_sums[lane]", "shared_sums[lane << 1u]"),
     ("(row < 15u) {", "(row < 15u) { let row = 15u;"), ("(row < 15u) {", "((row < 15u) == false) {"),
     ("(row < 15u) {", "(select(true, false, row < 15u)) {"),
     ("(row < 15u) {", "(row < 15u) { { var a1: array<f32, 99>; a1[98] = sum; } a1[98] = sum;"), ("a0_load4((slot", "x[step[0]] * a0_load4((slot"),
-    ("let x = a0", "let y = vec4<f32>(); let x = y[lane] * a0"),
+    ("let x = a0", "let y = vec4<f32>(); let x = y[lane] * a0"), ("let x = a0", "let x = # a0"),
+    ("sum += dot", "sum += f32(step[9]) + dot"), ("sum += dot", "sum += a0_load4(block * 999u).x + dot"), ("sum); }\n}", "sum); }\n"),
+    ("(row < 15u", "(row < 15u("),
 ])
 def test_planted_violations_are_found(old, new):
     planted = SHADER.replace(old, new)

@@ -114,7 +114,7 @@ def cut_caches(graph: Graph, device: Device) -> Graph:
 
     def emit(kind: str, inputs: tuple[str, ...], output: str, attrs=()) -> str:
         op = Op(kind, inputs, (output,), attrs)
-        values[output] = replace(infer(op, values)[0], role="temp", source=())
+        values[output] = infer(op, values)[0]
         ops.append(op)
         return output
 

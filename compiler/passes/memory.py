@@ -5,10 +5,8 @@ writes get different arenas (a colouring of that graph); inside an arena, those 
 """
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
-
-import networkx
 
 from ..ir import Graph, GraphError
 from ..layouts import plane_bytes
@@ -38,31 +36,40 @@ def place(graph: Graph) -> Memory:
     home = buffers_of(graph)
     temps = {n for op in graph.ops for n in op.outputs if home[n] == n}
     life = {n: [i, i] for i, op in enumerate(graph.ops) for n in op.outputs if n in temps}
-    conflicts = networkx.Graph()
-    conflicts.add_nodes_from(life)
+    apart: dict[str, set[str]] = {n: set() for n in life}       # from what another arena holds
     for i, op in enumerate(graph.ops):
         reads, writes = ({home[n] for n in names if home[n] in temps} for names in (op.inputs, op.outputs))
         for n in reads | writes:
             life[n][1] = i
-        conflicts.add_edges_from((r, w) for r in sorted(reads) for w in sorted(writes) if r != w)
-    colours = networkx.greedy_color(conflicts, strategy="largest_first")
+        for n in reads:
+            apart[n] |= writes - {n}
+        for n in writes:
+            apart[n] |= reads - {n}
+    colours = _coloured(apart)
     sizes = {n: -(-sum(plane_bytes(v.shape, v.dtype, v.layout)) // ALIGN) * ALIGN for n in life for v in (graph.values[n],)}
     places: dict[str, Place] = {}
-    arenas: dict[int, int] = {}
+    arenas: list[list[tuple[int, int, int, int]]] = [[] for _ in range(max(colours.values(), default=-1) + 1)]    # first and last op, bytes from, to
     for name in sorted(life, key=lambda n: -sizes[n]):
-        arena = colours[name]
-        taken = sorted((p.offset, p.offset + p.size) for n, p in places.items()
-                       if p.arena == arena and life[n][0] <= life[name][1] and life[name][0] <= life[n][1])
-        at = 0
-        for start, end in taken:
+        arena, (first, last), at = arenas[colours[name]], life[name], 0
+        for start, end in sorted((start, end) for born, dead, start, end in arena if born <= last and first <= dead):
             if at + sizes[name] <= start:
                 break
             at = max(at, end)
-        places[name] = Place(arena, at, sizes[name])
-        arenas[arena] = max(arenas.get(arena, 0), at + sizes[name])
-    memory = Memory(places, tuple(arenas.get(a, 0) for a in range(max(arenas, default=-1) + 1)), sum(sizes.values()))
+        places[name] = Place(colours[name], at, sizes[name])
+        arena.append((first, last, at, at + sizes[name]))
+    memory = Memory(places, tuple(max(end for *_, end in arena) for arena in arenas), sum(sizes.values()))
     check(graph, memory)
     return memory
+
+
+def _coloured(apart: Mapping[str, Set[str]]) -> dict[str, int]:
+    """A colour for every name that no neighbour has, those with the most neighbours first (Welsh and Powell,
+    https://doi.org/10.1093/comjnl/10.1.85)."""
+    colours: dict[str, int] = {}
+    for name in sorted(apart, key=lambda n: -len(apart[n])):
+        taken = {colours[n] for n in apart[name] if n in colours}
+        colours[name] = next(c for c in range(len(taken) + 1) if c not in taken)
+    return colours
 
 
 def check(graph: Graph, memory: Memory) -> None:

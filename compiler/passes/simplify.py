@@ -22,7 +22,7 @@ def simplify(graph: Graph) -> Graph:
 
 def _join_pairs(graph: Graph) -> Graph:
     """Two projections that meet in one element-wise op become one with interleaved rows."""
-    made = {n: op for op in graph.ops for n in op.outputs}
+    made, place = {n: op for op in graph.ops for n in op.outputs}, graph.producers()
     uses = {n: len(r) for n, r in graph.readers().items()}
     values = dict(graph.values)
     replaced: dict[str, tuple[Op, ...]] = {}
@@ -34,7 +34,7 @@ def _join_pairs(graph: Graph) -> Graph:
             joined, (a, b) = _joined(values, "interleave", [first, second])
             shape = values[first.outputs[0]].shape
             values[joined.outputs[0]] = replace(values[first.outputs[0]], shape=(*shape[:-1], 2 * shape[-1]))
-            earlier, later = sorted((a, b), key=lambda n: graph.producers()[n])
+            earlier, later = sorted((a, b), key=place.__getitem__)
             replaced[earlier], replaced[later] = (joined, Op("unzip", joined.outputs, (a, b))), ()
     return graph.with_ops((new for op in graph.ops for new in replaced.get(op.outputs[0], (op,))), values)
 

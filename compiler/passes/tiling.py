@@ -4,25 +4,25 @@ before: %y = fused(%x, %w)            after: %y = fused(%x, %w) by matvec(lanes=
 """
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import replace
 
 from ..device import Device
 from ..ir import Choice, Graph, GraphError, Op
-from ..kernel import Kernel, Schedule, Site
-from ..layouts import plane_bytes
+from ..kernel import Kernel, Schedule, Site, form
 from ..text import show_op
 
 
 def tile(graph: Graph, device: Device, kernels: Mapping[str, Kernel]) -> Graph:
     """Raises GraphError for an op that no kernel runs within the device's limits."""
-    chosen: dict[str, Choice] = {}      # equal ops are equal work: 48 layers are decided once
+    chosen: dict[Hashable, Choice] = {}     # equal ops are equal work: 48 layers are decided once
 
     def choose(op: Op) -> Op:
-        site = Site(graph, op, device)
-        if site.signature not in chosen:
-            chosen[site.signature] = _tuned(site, kernels) or _cheapest(site, kernels)
-        return replace(op, choice=chosen[site.signature])
+        work, _ = form(op, graph.values)
+        if work not in chosen:
+            site = Site(graph, op, device)
+            chosen[work] = _tuned(site, kernels) or _cheapest(site, kernels)
+        return replace(op, choice=chosen[work])
     return graph.with_ops(map(choose, graph.ops))
 
 
@@ -41,30 +41,21 @@ def fits(site: Site, kernel: Kernel, s: Schedule) -> bool:
 def exceeds(site: Site, kernel: Kernel, s: Schedule) -> str:
     """Which limit of the device a schedule breaks, or nothing."""
     device, threads = site.device, kernel.threads(site, s)
-    if missing := (kernel.needs(site, s) | _types_need(site)) - device.features:
+    if missing := (kernel.needs(site, s) | site.types_need) - device.features:
         return f"needs {', '.join(sorted(missing))}"
     for what, count, limit in (("invocations", threads, "max_compute_invocations_per_workgroup"),
                                ("invocations in x", threads, "max_compute_workgroup_size_x"),
                                ("bytes of workgroup memory", kernel.workgroup_bytes(site, s), "max_compute_workgroup_storage_size"),
                                ("storage bindings", site.bindings, "max_storage_buffers_per_shader_stage"),
                                ("workgroups in a dimension", max(kernel.grid(site, s)), "max_compute_workgroups_per_dimension"),
-                               ("bytes in a binding", _largest_binding(site), "max_storage_buffer_binding_size")):
+                               ("bytes in a binding", site.largest_binding, "max_storage_buffer_binding_size")):
         if count > device.limit(limit):
             return f"{count} {what}, the device allows {device.limit(limit)}"
     return ""
 
 
-def _types_need(site: Site) -> frozenset[str]:
-    half = any(site.values[n].dtype == "f16" and site.values[n].layout == "row" for n in site.bound)
-    return frozenset({"shader-f16"} if half else ())
-
-
-def _largest_binding(site: Site) -> int:
-    return max((b for n in site.bound for b in plane_bytes(site.values[n].shape, site.values[n].dtype, site.values[n].layout)), default=0)
-
-
 def _tuned(site: Site, kernels: Mapping[str, Kernel]) -> Choice | None:
-    choice = site.device.tuned.get(site.signature)
+    choice = site.device.tuned.get(site.signature) if site.device.tuned else None
     kernel = kernels.get(choice.kernel) if choice else None
     if not choice or not kernel or not kernel.accepts(site):
         return None
