@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -171,13 +170,9 @@ def _player(gpu: Gpu | None, progress: Progress, package: Package) -> Player:
     """The package, loaded; the GPU itself makes the blocks of weights that were float numbers."""
     if gpu is None:
         return ReferencePlayer(package)
-    start = time.perf_counter()
-    trusted = proved(package.manifest)      # whoever made the package, its word is not enough
-    proof = time.perf_counter() - start
-    player = GpuPlayer(package, gpu, lambda done, total: progress("loading weights", done, total), owns_gpu=True,
-                       fill=partial(fill, package) if package.array else None, trusted=trusted)
-    player.seconds = {"proof": proof, **player.seconds}
-    return player
+    return GpuPlayer(package, gpu, lambda done, total: progress("loading weights", done, total), owns_gpu=True,
+                     fill=partial(fill, package) if package.array else None,
+                     trusted=partial(proved, package.manifest))     # whoever made the package, its word is not enough
 
 
 def is_package(path: str | Path) -> bool:

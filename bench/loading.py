@@ -88,8 +88,8 @@ def files_of(model: Path) -> list[Path]:
 
 
 def forget(model: Path) -> None:
-    """Have the system drop what it keeps of a model's files in memory, so that the next who reads them waits for the disk."""
-    for path in files_of(model):
+    """Have the system drop what it keeps of a model's files in memory, so that who reads them next waits for the disk; where it can be asked."""
+    for path in files_of(model) if hasattr(os, "posix_fadvise") else ():
         with open(path, "rb") as file:
             os.fsync(file.fileno())
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

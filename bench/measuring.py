@@ -76,7 +76,7 @@ def tune(gpu: Gpu, path: Path, seconds: float, show: Progress, context: int | No
         package = compile_package(package, plain, show)
     else:
         package = compile_for(open_checkpoint(path), plain, context, dtype or "f32", cache, show, quantize, batch=batch)
-    player = GpuPlayer(package, gpu, lambda done, total: show("loading weights", done, total), trusted=proved(package.manifest),
+    player = GpuPlayer(package, gpu, lambda done, total: show("loading weights", done, total), trusted=partial(proved, package.manifest),
                        fill=partial(fill, package) if package.array else None)
     model = Model(package, player, None)
     found = tuning.tune(model, plain, KERNELS, seconds=seconds, progress=show)

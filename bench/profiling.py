@@ -78,7 +78,7 @@ def playing(package: Package, gpu: TracedGpu, progress: Progress = lambda what, 
     """A package, loaded to be traced."""
     filling = partial(fill, package) if package.array else None
     return Model(package, TracedPlayer(package, gpu, lambda done, total: progress("loading weights", done, total), fill=filling,
-                                       trusted=proved(package.manifest)), None)
+                                       trusted=partial(proved, package.manifest)), None)
 
 
 def traced(model: Model) -> TracedPlayer:

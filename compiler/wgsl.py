@@ -19,12 +19,12 @@ class Unproved(Exception):
     """What could not be shown, or is not understood."""
 
 
-@lru_cache(1 << 14)     # unrolled loops repeat their lines, and so do modules for other shapes
+@lru_cache(1 << 12)     # unrolled loops repeat their lines, and so do modules for other shapes
 def _line(text: str) -> list[str]:
     return [token for token in TOKEN.findall(text) if token]
 
 
-@lru_cache(256)
+@lru_cache(4)
 def tokens(wgsl: str) -> tuple[tuple[str, ...], dict[int, int]]:
     """The tokens, "<end>" the last, and for every opening brace and parenthesis the place of the one that closes it."""
     found = (*chain.from_iterable(map(_line, wgsl.split("\n"))), "<end>")

@@ -25,20 +25,20 @@ class GpuPlayer:
     """A loaded package. A submission plays programs in order; a frame is one of several steps that brings their sampled tokens back."""
 
     def __init__(self, package: Package, gpu: Gpu, progress: Callable[[int, int], None] = lambda done, total: None,
-                 owns_gpu: bool = False, fill: Callable[[Upload, str, Buffer], None] | None = None, trusted: Collection[int] = ()):
+                 owns_gpu: bool = False, fill: Callable[[Upload, str, Buffer], None] | None = None, trusted: Callable[[], Collection[int]] = tuple):
         """progress: bytes of weights uploaded, bytes in all. owns_gpu: `close` closes the device too. fill(upload, name, buffer): writes a
-        weight buffer, by default the package's blob of that name. trusted: the numbers of shaders that need no checks of their indices.
+        weight buffer, by default the package's blob of that name. trusted(): the numbers of shaders that need no checks of their indices;
+        asked for while memory is made.
 
         Raises DeviceError when the device lacks what the package needs."""
         self.package, self.gpu, self._owns_gpu, manifest = package, gpu, owns_gpu, package.manifest
         check_requirements(manifest["device"], gpu)
         self.seconds: dict[str, float] = {}      # of loading
-        start = time.perf_counter()
-        self.buffers = {name: gpu.buffer(size, name) for name, size in manifest["buffers"].items()}
-        self.seconds["buffers"] = time.perf_counter() - start
-        shaders = [Shader(_enable(s), tuple(s["bindings"]), s["kernel"], i in trusted) for i, s in enumerate(manifest["shaders"])]
-        with ThreadPoolExecutor(1) as beside:       # shaders are compiled while weights travel
-            compiling = beside.submit(self._compile, shaders)
+        with ThreadPoolExecutor(1) as beside:       # shaders are compiled while memory is made and weights travel
+            compiling = beside.submit(self._compile, manifest["shaders"], trusted)
+            start = time.perf_counter()
+            self.buffers = {name: gpu.buffer(size, name) for name, size in manifest["buffers"].items()}
+            self.seconds["buffers"] = time.perf_counter() - start
             self._upload(manifest, progress, fill or (lambda upload, name, buffer: upload.write(buffer, 0, package.blob(name))))
             made = compiling.result()
         start = time.perf_counter()
@@ -51,8 +51,10 @@ class GpuPlayer:
         self._submitted = [(0, 0)] * FRAMES     # which submission, and its steps
         self.seconds["bindings"] = time.perf_counter() - start
 
-    def _compile(self, shaders: list[Shader]) -> list[Pipeline]:
+    def _compile(self, described: Sequence[Mapping[str, Any]], trusted: Callable[[], Collection[int]]) -> list[Pipeline]:
         start = time.perf_counter()
+        proved = trusted()
+        shaders = [Shader(_enable(s), tuple(s["bindings"]), s["kernel"], i in proved) for i, s in enumerate(described)]
         made = self.gpu.pipelines(shaders)
         self.seconds["shaders"] = time.perf_counter() - start
         return made

@@ -109,7 +109,7 @@ def test_timestamps_grow_with_the_work(gpu):
 
 def loaded(gpu, record: Device, context: int = 64) -> Model:
     package = compile_for(open_checkpoint(TALES), record, context)
-    return Model(package, GpuPlayer(package, gpu, trusted=proved(package.manifest)), None)
+    return Model(package, GpuPlayer(package, gpu, trusted=lambda: proved(package.manifest)), None)
 
 
 @pytest.fixture(scope="module")
