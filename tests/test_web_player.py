@@ -135,7 +135,7 @@ def check_refusals(answers):
 def check_what_it_says_of_itself(answers, manifest):
     about = answers["about"]
     assert about["info"] == manifest["model"] and about["variant"] == manifest["device"]
-    assert sum(about["memory"].values()) == sum(manifest["buffers"].values()) and about["adapter"]["description"]
+    assert about["adapter"]["description"]
 
 
 def check_that_the_gpu_does_not_wait(answers):

@@ -9,7 +9,7 @@ const SHARED = ["model", "weights", "blobs"], VARYING = ["model", "device", "sta
 
 /**
  * @typedef {Record<string, any>} Manifest one variant's programs, with what all variants share
- * @typedef {{ name: string, features: string[], language?: string[], limits: Record<string, number>, subgroup_size: number }} Needs
+ * @typedef {{ name: string, features: string[], language: string[], limits: Record<string, number>, subgroup_size: number }} Needs
  */
 
 export class Package {
@@ -20,79 +20,67 @@ export class Package {
      * @throws {PackageError} with the reason when the file is not whole, or is something else
      */
     static async open(source) {
-        const name = source.name ?? "the package";
-        const head = await source.read(0, 4);
+        const name = source.name ?? "the package", head = await source.read(0, 4);
         const length = head.length === 4 ? new DataView(head.buffer, head.byteOffset).getUint32(0, true) : Infinity;
-        if (length > LONGEST || length + 4 > source.size) throw tooLong(name);
-        const text = await source.read(4, length);
-        if (text.length < length) throw tooLong(name);
+        const text = length <= Math.min(LONGEST, source.size - 4) ? await source.read(4, length) : head;
+        if (text.length < length) {
+            throw new PackageError(`${name} is no .wgpu-llama file, or only a piece of one: its header is longer than the file`);
+        }
         return new Package(source, name, parse(text, name), 4 + length);
     }
 
     /** @param {import("./source.js").Source} source @param {string} name @param {Manifest} manifest @param {number} start of the blobs */
     constructor(source, name, manifest, start) {
-        this.source = source;
-        this.name = name;
-        this.start = start;
         const { variants = [{}], ...shared } = manifest;
         const lacks = [...SHARED.filter(key => !shared[key]), ...VARYING.filter(key => variants.some(variant => !variant[key]))];
         if (lacks.length) throw new PackageError(`${name} is damaged: its header lacks ${[...new Set(lacks)].join(", ")}`);
+        this.source = source;
+        this.name = name;
+        this.start = start;
         /** @type {Manifest[]} the most demanding first */
         this.variants = variants.map(variant => ({ ...shared, ...variant, model: { ...shared.model, ...variant.model } }));
         /** @type {Record<string, { offset: number, size: number, crc32: string }>} */
         this.blobs = shared.blobs;
-        for (const [blob, { offset, size }] of Object.entries(this.blobs)) {
-            const end = start + offset + size;
-            if (!(offset >= 0 && size >= 0 && end <= source.size)) throw this.truncated(blob, end, source.size);
-        }
+        for (const blob of Object.keys(this.blobs)) this.within(blob, source.size);
     }
 
     /**
      * The bytes of a blob in order. The next piece is read while the caller works on the one before.
      * @param {string} blob
      * @returns {AsyncGenerator<Uint8Array>}
-     * @throws {PackageError} after the last one when the checksum does not match; `blob` of the error then says which
+     * @throws {PackageError} after the last one when the checksum does not match
      */
     async *pieces(blob) {
         const { offset, size, crc32: expected } = this.blobs[blob];
-        const read = async at => this.source.read(this.start + offset + at, Math.min(PIECE, size - at));
-        let next = size ? read(0) : undefined, checksum = 0;
-        for (let at = 0; at < size;) {
-            const piece = await /** @type {Promise<Uint8Array>} */ (next);
-            const end = at + piece.length;
-            if (piece.length < Math.min(PIECE, size - at)) throw this.truncated(blob, this.start + offset + size, this.start + offset + end);
-            next = end < size ? read(end) : undefined;
-            next?.catch(() => {});      // is reported when its turn comes, if it comes
+        const read = async at => at < size ? this.source.read(this.start + offset + at, Math.min(PIECE, size - at)) : new Uint8Array();
+        let checksum = 0;
+        for (let at = 0, next = read(0), piece; at < size; at += piece.length) {
+            piece = await next;
+            if (piece.length < Math.min(PIECE, size - at)) this.within(blob, this.start + offset + at + piece.length);
+            next = read(at + piece.length);
+            next.catch(() => {});       // is reported when its turn comes, if it comes
             checksum = crc32(piece, checksum);
             yield piece;
-            at = end;
         }
         if (checksum.toString(16).padStart(8, "0") !== expected) {
-            throw new PackageError(`${this.name} is damaged: the checksum of '${blob}' does not match; copy or compile it again`, blob);
+            throw new PackageError(`${this.name} is damaged: the checksum of '${blob}' does not match; copy or compile it again`);
         }
     }
 
-    /** @param {string} blob @returns {Promise<Uint8Array>} all of it */
+    /** All of a blob. @param {string} blob */
     async read(blob) {
-        const bytes = new Uint8Array(this.blobs[blob].size);
-        let at = 0;
-        for await (const piece of this.pieces(blob)) {
-            bytes.set(piece, at);
-            at += piece.length;
-        }
-        return bytes;
+        const pieces = [];
+        for await (const piece of this.pieces(blob)) pieces.push(piece);
+        return new Uint8Array(await new Blob(pieces).arrayBuffer());
     }
 
-    /** @param {string} blob @param {number} end @param {number} size */
-    truncated(blob, end, size) {
-        const count = number => number.toLocaleString("en");
-        return new PackageError(`${this.name} is truncated: '${blob}' ends at byte ${count(end)} but the file has ${count(size)}; copy or compile it again`);
+    /** Throws if a blob is not within the bytes that the file has. @param {string} blob @param {number} bytes */
+    within(blob, bytes) {
+        const { offset, size } = this.blobs[blob], end = this.start + offset + size;
+        if (offset >= 0 && size >= 0 && end <= bytes) return;
+        const [ends, has] = [end, bytes].map(count => count.toLocaleString("en"));
+        throw new PackageError(`${this.name} is truncated: '${blob}' ends at byte ${ends} but the file has ${has}; copy or compile it again`);
     }
-}
-
-/** @param {string} name */
-function tooLong(name) {
-    return new PackageError(`${name} is no .wgpu-llama file, or only a piece of one: its header is longer than the file`);
 }
 
 /** @param {Uint8Array} text @param {string} name @returns {Manifest} */
@@ -104,8 +92,6 @@ function parse(text, name) {
         throw new PackageError(`${name} is no .wgpu-llama file: its header is damaged (${error.message})`);
     }
     if (manifest?.format !== FORMAT) throw new PackageError(`${name} is a '${manifest?.format}' file, not a .wgpu-llama package`);
-    if (manifest.version !== VERSION) {
-        throw new PackageError(`${name} is version ${manifest.version} of the format, this player reads version ${VERSION}: compile it again`);
-    }
-    return manifest;
+    if (manifest.version === VERSION) return manifest;
+    throw new PackageError(`${name} is version ${manifest.version} of the format, this player reads version ${VERSION}: compile it again`);
 }
