@@ -1,5 +1,6 @@
 /**
- * Play a .wgpu-llama package in a browser, or wherever else there is WebGPU.
+ * Play a .wgpu-llama package in a browser, or wherever else there is WebGPU. This file and player/ are the player, under 1,000 lines; with
+ * tokenizer.js and vendor/ they stand alone. The rest of the folder uses them: the page, its worker and store, and the command for Node.
  *
  *     import { load } from "./tilewright.js";
  *     const model = await load("model.wgpu-llama");

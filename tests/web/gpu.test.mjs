@@ -45,7 +45,7 @@ test("the first variant that the adapter meets", async () => {
     assert.equal(await pick(adapterWith([], { maxBufferSize: 2000 })), "big");
     assert.equal(await pick(adapterWith([])), "small");
     await assert.rejects(openGpu(variants.slice(0, 2), "m", apiWith(adapterWith([]))),
-        { kind: "lacks", message: "m was compiled for big and acme mk-1 lacks buffer size of 2,000 (it has 1,000): compile the model for this device" });
+        { kind: "lacks", message: "m was compiled for big and acme lacks buffer size of 2,000 (it has 1,000): compile the model for this device" });
 });
 
 test("subgroups count by their size", async () => {

@@ -1,4 +1,4 @@
-/** Sequences, one or many: each has a slot of the caches; a step decodes all that are under way, in the smallest program that holds them. */
+/** Sequences, one or many: each has a slot of the caches; a step decodes all under way, in the smallest program that holds them. */
 import { FRAMES, STEPS } from "./player.js";
 import { IDLE, RECORD, STAMP, packParams } from "./sampling.js";
 import { Text } from "./text.js";
@@ -15,7 +15,9 @@ class Run {
     /** @param {number} index @param {number} slot @param {Int32Array} ids @param {Options} options @param {Model} model */
     constructor(index, slot, ids, { maxTokens = 64, stop = [] }, { info, tokenizer }) {
         const room = info.context - ids.length;
-        [this.index, this.slot, this.start] = [index, slot, ids.length];
+        this.index = index;
+        this.slot = slot;
+        this.start = ids.length;
         this.count = Math.min(maxTokens, room);
         this.limit = /** @type {FinishReason} */ (room <= maxTokens ? "context" : "length");
         this.text = new Text(tokenizer, stop);
@@ -33,8 +35,8 @@ class Run {
 }
 
 /**
- * See Model.streamMany. A step feeds its own token forward on the GPU, and frame n + 1 is submitted before frame n's tokens are read. A frame
- * has the steps of `PACE`: told of every single one in time, the GPU would wait whenever JavaScript collects garbage.
+ * See Model.streamMany. Steps feed their own token forward on the GPU, and frame n + 1 is submitted before frame n's tokens are read. A
+ * frame has the steps of `PACE`: told of every single one in time, the GPU would wait whenever JavaScript collects garbage.
  * @param {Model} model
  * @param {import("./generate.js").Prompt[]} prompts
  * @param {Options} options
@@ -49,13 +51,16 @@ export async function* streamMany(model, prompts, options, sampler, reasons) {
         const check = await model.claim(signal);
         while (waiting.length || active.length) {
             while (waiting.length && free.length && pending.length < FRAMES) {
-                const [[index, prompt]] = waiting.splice(0, 1), ids = model.idsOf(prompt), run = new Run(index, free[0], ids, options, model);
-                if (run.count) {
-                    active.push(run);
-                    free.shift();
-                    await begin(model, run, ids, sampler, check, frame);
-                    pending.push([frame++, 1, [run]]);
-                } else reasons[index] = run.limit;
+                const [[index, prompt]] = waiting.splice(0, 1), ids = model.idsOf(prompt);
+                const run = new Run(index, free[0], ids, options, model);
+                if (!run.count) {
+                    reasons[index] = run.limit;
+                    continue;
+                }
+                active.push(run);
+                free.shift();
+                await begin(model, run, ids, sampler, check, frame);
+                pending.push([frame++, 1, [run]]);
             }
             const rows = active.filter(run => run.submitted < run.count);
             if (rows.length && pending.length < FRAMES) {
@@ -94,7 +99,7 @@ async function begin(model, run, ids, sampler, check, frame) {
     if (sampler.repeatPenalty !== 1) {
         const seen = new Uint32Array(model.info.vocab_size);
         for (const id of ids) seen[id] = STAMP;
-        model.player.write("seen", seen, run.slot * seen.length);
+        model.player.gpu.write(model.player.buffers["state.seen"], run.slot * seen.byteLength, seen);
     }
     let last = 0;
     for await (const [, count] of model.prefill(ids, run.slot, check)) last = count - 1;

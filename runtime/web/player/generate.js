@@ -3,6 +3,8 @@ import { streamMany } from "./batch.js";
 import { PromptError, TokenizerError } from "./errors.js";
 import { samplerOf } from "./sampling.js";
 
+const OVERTAKEN = "this stream ended when the model was put to other work: finish one before the next";
+
 /**
  * @typedef {object} Options Samplers apply in the order of this list.
  * @property {number} [maxTokens] at most so many, by default 64
@@ -26,11 +28,11 @@ export class Model {
     constructor(player, tokenizer) {
         this.player = player;
         this.tokenizer = tokenizer;
-        const { manifest, gpu } = player, { vendor, architecture, device, description } = gpu.info;
-        /** @type {Record<string, any>} the dimensions of the model */
-        this.info = manifest.model;
+        const { vendor, architecture, device, description } = player.gpu.info;
         this.adapter = { vendor, architecture, device, description };
-        this.lost = gpu.lost;
+        this.lost = player.gpu.lost;
+        /** @type {Record<string, any>} the dimensions of the model */
+        this.info = player.manifest.model;
         /** @type {Record<number, FinishReason>} of the prompts of the latest `streamMany` */
         this.finishReasons = {};
         this.turn = 0;      // a stream that is not the latest has lost the caches
@@ -98,12 +100,13 @@ export class Model {
 
     /** @param {Prompt} prompt @throws {PromptError} for ids out of range or too many */
     idsOf(prompt) {
-        const { vocab_size: count, context } = this.info, ids = Array.from(typeof prompt === "string" ? this.tokens().encode(prompt) : prompt);
-        const wrong = ids.find(id => !(Number.isInteger(id) && id >= 0 && id < count));
+        const { vocab_size: count, context } = this.info, ids = typeof prompt === "string" ? this.tokens().encode(prompt) : prompt;
+        const wrong = Array.from(ids).find(id => !(Number.isInteger(id) && id >= 0 && id < count));
         if (!ids.length) throw new PromptError("the prompt is empty: give at least one token");
         if (wrong !== undefined) throw new PromptError(`token id ${wrong} is out of range: the vocabulary has ids 0 to ${count - 1}`);
         if (ids.length <= context) return Int32Array.from(ids);
-        throw new PromptError(`the prompt has ${ids.length} tokens but the context is ${context}: shorten it, or compile the model with a larger one`);
+        throw new PromptError(`the prompt has ${ids.length} tokens but the context is ${context}: `
+            + "shorten it, or compile the model with a larger context");
     }
 
     /**
@@ -115,7 +118,7 @@ export class Model {
         const turn = ++this.turn, check = () => {
             this.player.gpu.check();
             signal?.throwIfAborted();
-            if (turn !== this.turn) throw new PromptError("this stream ended when the model was put to other work: finish one before the next");
+            if (turn !== this.turn) throw new PromptError(OVERTAKEN);
         };
         await this.player.drain();
         check();
@@ -123,8 +126,8 @@ export class Model {
     }
 
     /**
-     * Run a prompt through the caches of a slot chunk by chunk; after each: its first position and its tokens. Their hidden states stand in the
-     * state `hidden` then. Two chunks are under way at most, so that a page can still draw, and stop.
+     * Run a prompt through the caches of a slot chunk by chunk; after each: its first position and its tokens. Their hidden states stand in
+     * the state `hidden` then. Two chunks are under way at most, so that a page can still draw, and stop.
      * @param {Int32Array} ids @param {number} slot @param {() => void} check
      * @returns {AsyncGenerator<[start: number, count: number]>}
      */

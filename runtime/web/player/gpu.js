@@ -17,7 +17,7 @@ export class Gpu {
         this.device = device;
         this.queue = device.queue;
         this.info = adapter.info;
-        this.name = nameOf(adapter.info);
+        this.name = adapter.info.description || [adapter.info.vendor, adapter.info.architecture].filter(Boolean).join(" ") || "the GPU";
         /** @type {{ next: () => GPUComputePassTimestampWrites | undefined } | undefined} asked at every pass when they are timed */
         this.recording = undefined;
         this.closed = false;
@@ -64,17 +64,18 @@ export class Gpu {
      */
     async buffers(sizes) {
         const usage = GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_SRC | GPUBufferUsage.COPY_DST, answers = [];
-        const made = Object.fromEntries(Object.entries(sizes).map(([label, size]) => {
+        const made = /** @type {Record<string, GPUBuffer>} */ ({});
+        for (const [label, size] of Object.entries(sizes)) {
             this.device.pushErrorScope("out-of-memory");
-            const buffer = this.device.createBuffer({ label, size, usage });
+            made[label] = this.device.createBuffer({ label, size, usage });
             answers.push(this.device.popErrorScope());
-            return [label, buffer];
-        }));
-        const all = Object.values(made), refused = (await Promise.all(answers)).findIndex(error => error !== null);
+        }
+        const refused = (await Promise.all(answers)).findIndex(error => error !== null);
         if (refused >= 0) {
-            const [needed, fitted] = [all, all.slice(0, refused)].map(list => Math.ceil(list.reduce((sum, { size }) => sum + size, 0) / 1e6));
-            throw new DeviceError(`${this.name} is out of memory: the model needs ${needed.toLocaleString("en")} MB, and only `
-                + `${fitted.toLocaleString("en")} MB could be had; use a smaller model, or compile it with fewer bits a weight or a smaller context`, "memory");
+            const sum = count => Object.values(sizes).slice(0, count).reduce((a, b) => a + b, 0);
+            const [needed, fitted] = [sum(Infinity), sum(refused)].map(bytes => Math.ceil(bytes / 1e6).toLocaleString("en"));
+            throw new DeviceError(`${this.name} is out of memory: the model needs ${needed} MB, and only ${fitted} MB could be had; `
+                + "use a smaller model, or compile it with fewer bits a weight or a smaller context", "memory");
         }
         this.check();
         return made;
@@ -112,11 +113,13 @@ export class Gpu {
             binding, visibility: GPUShaderStage.COMPUTE, buffer: { type: access === "read" ? "read-only-storage" : "storage" } })) });
         const layout = this.device.createPipelineLayout({ bindGroupLayouts: [group] });
         this.device.pushErrorScope("validation");
-        const module = this.device.createShaderModule({ label: kernel, code: needs.map(feature => ENABLES[feature] ?? "").join("") + wgsl });
+        const code = needs.map(feature => ENABLES[feature] ?? "").join("") + wgsl;
+        const module = this.device.createShaderModule({ label: kernel, code });
         const refused = this.device.popErrorScope().catch(() => null);      // a lost device answers nothing
         const made = this.device.createComputePipelineAsync({ label: kernel, layout, compute: { module, entryPoint: "main" } });
         return this.wait(made.catch(async error => {
-            throw new DeviceError(`${this.name} refuses the shader ${kernel}: ${((await refused) ?? error).message.split("\n")[0]}`, "failed");
+            const [reason] = ((await refused) ?? error).message.split("\n");
+            throw new DeviceError(`${this.name} refuses the shader ${kernel}: ${reason}`, "failed");
         }));
     }
 
@@ -154,9 +157,4 @@ export class Gpu {
         this.closed = true;
         this.device.destroy();
     }
-}
-
-/** What people call an adapter. @param {GPUAdapterInfo} info */
-export function nameOf({ description, vendor, architecture }) {
-    return description || [vendor, architecture].filter(Boolean).join(" ") || "the GPU";
 }

@@ -26,7 +26,15 @@ export class Package {
         if (text.length < length) {
             throw new PackageError(`${name} is no .wgpu-llama file, or only a piece of one: its header is longer than the file`);
         }
-        return new Package(source, name, parse(text, name), 4 + length);
+        let manifest;
+        try {
+            manifest = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(text));
+        } catch (error) {
+            throw new PackageError(`${name} is no .wgpu-llama file: its header is damaged (${error.message})`);
+        }
+        if (manifest?.format !== FORMAT) throw new PackageError(`${name} is a '${manifest?.format}' file, not a .wgpu-llama package`);
+        if (manifest.version === VERSION) return new Package(source, name, manifest, 4 + length);
+        throw new PackageError(`${name} is version ${manifest.version} of the format, this player reads ${VERSION}: compile it again`);
     }
 
     /** @param {import("./source.js").Source} source @param {string} name @param {Manifest} manifest @param {number} start of the blobs */
@@ -78,20 +86,7 @@ export class Package {
     within(blob, bytes) {
         const { offset, size } = this.blobs[blob], end = this.start + offset + size;
         if (offset >= 0 && size >= 0 && end <= bytes) return;
-        const [ends, has] = [end, bytes].map(count => count.toLocaleString("en"));
-        throw new PackageError(`${this.name} is truncated: '${blob}' ends at byte ${ends} but the file has ${has}; copy or compile it again`);
+        const [last, has] = [end, bytes].map(count => count.toLocaleString("en")), { name } = this;
+        throw new PackageError(`${name} is truncated: '${blob}' ends at byte ${last} but the file has ${has}; copy or compile it again`);
     }
-}
-
-/** @param {Uint8Array} text @param {string} name @returns {Manifest} */
-function parse(text, name) {
-    let manifest;
-    try {
-        manifest = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(text));
-    } catch (error) {
-        throw new PackageError(`${name} is no .wgpu-llama file: its header is damaged (${error.message})`);
-    }
-    if (manifest?.format !== FORMAT) throw new PackageError(`${name} is a '${manifest?.format}' file, not a .wgpu-llama package`);
-    if (manifest.version === VERSION) return manifest;
-    throw new PackageError(`${name} is version ${manifest.version} of the format, this player reads version ${VERSION}: compile it again`);
 }

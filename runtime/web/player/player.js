@@ -18,11 +18,25 @@ export class Player {
      */
     static async load(gpu, manifest, file, progress) {
         const player = new Player(gpu, manifest, await gpu.buffers({ ...manifest.buffers, feeds: STEPS * manifest.buffers.step }));
-        const first = player.ready([`prefill_${Math.min(...manifest.model.prefill)}`, "head_1", "greedy_1", "decode_1"]);
+        const prepare = programs => Promise.all(programs.map(program => player.replay(program)));
+        const first = prepare([`prefill_${Math.min(...manifest.model.prefill)}`, "head_1", "greedy_1", "decode_1"]);
         first.catch(() => {});      // is reported once the weights are there; they may fail first
-        await player.fill(file, progress);
-        await first;
-        player.ready(Object.keys(manifest.programs)).catch(() => {});      // behind; whoever needs one waits for it, and is told
+        const blobs = Object.entries(file.blobs).filter(([name]) => name in manifest.buffers);
+        const total = blobs.reduce((sum, [, { size }]) => sum + size, 0);
+        let done = 0, before;
+        for (const [name] of blobs.sort(([, a], [, b]) => a.offset - b.offset)) {
+            let at = 0;
+            for await (const piece of file.pieces(name)) {
+                gpu.write(player.buffers[name], at, piece);
+                gpu.queue.submit([]);
+                await gpu.wait(before);     // one piece is on its way to the GPU while the next one comes in, so little is held
+                before = gpu.queue.onSubmittedWorkDone();
+                at += piece.length;
+                progress(done += piece.length, total);
+            }
+        }
+        await Promise.all([gpu.wait(before), first]);
+        prepare(Object.keys(manifest.programs)).catch(() => {});        // behind; whoever needs one waits for it, and is told
         return player;
     }
 
@@ -34,42 +48,18 @@ export class Player {
         this.words = new Int32Array(manifest.buffers.step / 4);         // what the buffer `step` shall hold: the inputs of every program
         this.feeds = new Int32Array(STEPS * this.words.length);         // and that of every step of a frame
         this.pipelines = /** @type {Promise<GPUComputePipeline>[]} */ ([]);
-        this.preparing = /** @type {Record<string, Promise<void>>} */ ({});
-        this.replays = /** @type {Record<string, import("./gpu.js").Dispatch[]>} */ ({});
+        this.replays = /** @type {Record<string, Promise<import("./gpu.js").Dispatch[]>>} */ ({});
         /** @type {{ readback: GPUBuffer, tokens?: Promise<Int32Array> }[]} */
         this.frames = Array.from({ length: FRAMES }, () => ({ readback: gpu.readback(STEPS * buffers["state.token"].size) }));
     }
 
-    /** Write the weights. One piece is on its way to the GPU while the next one comes in, so little is held. @see load */
-    async fill(file, progress) {
-        const blobs = Object.entries(file.blobs).filter(([name]) => name in this.manifest.buffers).sort(([, a], [, b]) => a.offset - b.offset);
-        const total = blobs.reduce((sum, [, { size }]) => sum + size, 0);
-        let done = 0, before;
-        for (const [name] of blobs) {
-            let at = 0;
-            for await (const piece of file.pieces(name)) {
-                this.gpu.write(this.buffers[name], at, piece);
-                this.gpu.queue.submit([]);
-                await this.gpu.wait(before);
-                before = this.gpu.queue.onSubmittedWorkDone();
-                at += piece.length;
-                progress(done += piece.length, total);
-            }
-        }
-        await this.gpu.wait(before);
-    }
-
-    /** Wait until programs can be played. @param {string[]} programs */
-    async ready(programs) {
-        await Promise.all(programs.map(name => this.preparing[name] ??= this.prepare(name)));
-    }
-
-    /** One pipeline a shader, one bind group a dispatch. @param {string} program */
-    async prepare(program) {
+    /** The dispatches of a program, when they can be played: one pipeline a shader, one bind group a dispatch. @param {string} program */
+    replay(program) {
         const { shaders, programs } = this.manifest;
-        this.replays[program] = await Promise.all(programs[program].dispatches.map(async ({ shader, grid, bindings }) => {
+        return this.replays[program] ??= Promise.all(programs[program].dispatches.map(async ({ shader, grid, bindings }) => {
             const pipeline = await (this.pipelines[shader] ??= this.gpu.pipeline(shaders[shader]));
-            return { pipeline, group: this.gpu.bind(pipeline, bindings.map(([name, offset, size]) => [this.buffers[name], offset, size])), grid };
+            const ranges = bindings.map(([name, offset, size]) => [this.buffers[name], offset, size]);
+            return { pipeline, group: this.gpu.bind(pipeline, ranges), grid };
         }));
     }
 
@@ -80,7 +70,7 @@ export class Player {
      * @param {number} [frame]
      */
     async play(check, steps, frame) {
-        await this.ready(steps.flatMap(calls => calls.map(([program]) => program)));
+        const replays = await Promise.all(steps.map(calls => Promise.all(calls.map(([program]) => this.replay(program)))));
         check();
         const { feeds, step, "state.token": token } = this.buffers, slot = frame === undefined ? undefined : this.frames[frame % FRAMES];
         const work = steps.flatMap((calls, i) => {
@@ -91,7 +81,7 @@ export class Player {
             this.feeds.set(this.words, i * this.words.length);
             const before = { from: feeds, start: i * step.size, to: step, at: 0, size: step.size };
             const after = slot ? [{ from: token, start: 0, to: slot.readback, at: i * token.size, size: token.size }] : [];
-            return [before, ...calls.map(([program]) => this.replays[program]), ...after];
+            return [before, ...replays[i], ...after];
         });
         this.gpu.write(feeds, 0, this.feeds.subarray(0, steps.length * this.words.length));
         this.gpu.submit(work);
@@ -115,10 +105,5 @@ export class Player {
     async read(state, rows) {
         const width = this.manifest.states[state].shape.slice(1).reduce((a, b) => a * b, 1);
         return new Float32Array(await this.gpu.read(this.buffers[`state.${state}`], 4 * rows * width));
-    }
-
-    /** Set a state of whole numbers from its element `at` on. @param {string} state @param {Uint32Array} array @param {number} at */
-    write(state, array, at) {
-        this.gpu.write(this.buffers[`state.${state}`], 4 * at, array);
     }
 }

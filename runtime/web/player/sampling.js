@@ -1,7 +1,7 @@
 /** Sampling parameters of one sequence as the record of words that the sampling kernels read. */
 import { PromptError } from "./errors.js";
 
-export const RECORD = 12;   // words
+export const RECORD = 12;    // words
 export const STAMP = 1;      // marks the tokens of a sequence in the history of its slot
 export const IDLE = -1;      // the slot of a row that samples nothing
 const OCTAVE = 65536;        // keys have 16 bits of fraction
@@ -12,10 +12,7 @@ const LOG2E = 1.4426950408889634;
  * @typedef {{ program: string } & Required<Options>} Sampler what every step of a sequence has in common, and the program that samples
  */
 
-/**
- * @param {Sampler} sampler @param {number} step @param {number} slot
- * @returns {Int32Array} its words are explained in compiler/sampling.py
- */
+/** Its words are explained in compiler/sampling.py. @param {Sampler} sampler @param {number} step @param {number} slot */
 export function packParams({ temperature, topK, topP, minP, repeatPenalty, seed }, step, slot) {
     const record = new Int32Array(RECORD), words = new Uint32Array(record.buffer), floats = new Float32Array(record.buffer);
     const scale = temperature > 0 ? OCTAVE * LOG2E / temperature : 1;
@@ -44,13 +41,9 @@ function randomBits(seed, step) {
     return x >>> 0;
 }
 
-/**
- * Options of a generation as a sampler.
- * @param {Options} options
- * @returns {Sampler}
- * @throws {PromptError} for what is out of range, before anything runs
- */
-export function samplerOf({ maxTokens = 64, temperature = 0, topK = 0, topP = 1, minP = 0, repeatPenalty = 1, seed = Math.floor(Math.random() * 2 ** 32) }) {
+/** @param {Options} options @returns {Sampler} @throws {PromptError} for what is out of range, before anything runs */
+export function samplerOf({ maxTokens = 64, temperature = 0, topK = 0, topP = 1, minP = 0, repeatPenalty = 1,
+                            seed = Math.floor(Math.random() * 2 ** 32) }) {
     /** @type {[holds: boolean, sentence: string][]} */
     const rules = [
         [Number.isInteger(maxTokens) && maxTokens >= 0, `maxTokens must be a whole number and not negative, not ${maxTokens}`],

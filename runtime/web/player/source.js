@@ -21,14 +21,14 @@ export async function openSource(from, signal) {
     if (typeof from === "string" || from instanceof URL) return download(String(from), signal);
     const blob = from instanceof ArrayBuffer || ArrayBuffer.isView(from) ? new Blob([from]) : from;
     if (blob instanceof Blob) {
-        const name = "name" in blob ? String(blob.name) : "the package";
-        return { size: blob.size, name, read: async (offset, length) => new Uint8Array(await blob.slice(offset, offset + length).arrayBuffer()) };
+        const read = async (offset, length) => new Uint8Array(await blob.slice(offset, offset + length).arrayBuffer());
+        return { size: blob.size, name: "name" in blob ? String(blob.name) : "the package", read };
     }
     if (typeof blob?.read === "function" && typeof blob.size === "number") return blob;
     throw new TypeError("a model is loaded from a URL, a Blob, an ArrayBuffer, or an object with size and read(offset, length)");
 }
 
-/** One request that is read as it comes, never held as a whole. @param {string} url @param {AbortSignal} [signal] @returns {Promise<Source>} */
+/** One request, read as it comes and never held as a whole. @param {string} url @param {AbortSignal} [signal] @returns {Promise<Source>} */
 async function download(url, signal) {
     const name = decodeURIComponent(new URL(url, globalThis.location?.href).pathname.split("/").pop() || url);
     /** @param {any} error @returns {never} */
@@ -36,13 +36,14 @@ async function download(url, signal) {
         throw signal?.aborted ? signal.reason : new PackageError(`${name} cannot be fetched: ${error.cause?.message ?? error.message}`);
     };
     const request = async from => {
-        const response = await fetch(url, { headers: from ? { Range: `bytes=${from}-` } : {}, signal }).catch(fail), { ok, status, statusText } = response;
+        const response = await fetch(url, { headers: from ? { Range: `bytes=${from}-` } : {}, signal }).catch(fail);
+        const { ok, status, statusText } = response;
         if (!ok || !response.body || (from && status !== 206)) fail(new Error(`the server answers ${status} ${statusText}`.trim()));
         return response;
     };
     const { headers, body } = await request(0), ranges = headers.get("Accept-Ranges") === "bytes";
     const size = headers.has("Content-Length") && !headers.get("Content-Encoding") ? Number(headers.get("Content-Length")) : Infinity;
-    let reader = body.getReader(), position = 0, rest = new Uint8Array();       // what has come and was not asked for yet, from `position` on
+    let reader = body.getReader(), position = 0, rest = new Uint8Array();       // what has come and was not asked for, from `position` on
 
     /** Wait for bytes; false at the end. @returns {Promise<boolean>} */
     const more = async (attempt = 1) => {

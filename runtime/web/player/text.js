@@ -27,8 +27,8 @@ export class Text {
 
     /** The length of the longest end of the text that a stop string begins with. */
     beginning() {
-        const lengths = this.stops.flatMap(stop => Array.from({ length: stop.length }, (_, i) => i).filter(length => this.held.endsWith(stop.slice(0, length))));
-        return Math.max(0, ...lengths);
+        const beginnings = this.stops.flatMap(stop => Array.from({ length: stop.length }, (_, length) => stop.slice(0, length)));
+        return Math.max(0, ...beginnings.filter(beginning => this.held.endsWith(beginning)).map(beginning => beginning.length));
     }
 
     /** @returns {string} */
