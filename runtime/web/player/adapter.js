@@ -45,7 +45,8 @@ export async function openGpu(variants, name, api = globalThis.navigator?.gpu) {
  */
 async function open(adapter, { features, limits }) {
     const requiredLimits = Object.fromEntries(Object.entries(limits).map(([limit, least]) => [camelCase(limit), least]));
-    const requiredFeatures = [...features, ...["timestamp-query"].filter(feature => adapter.features.has(feature))];
+    const profiled = adapter.features.has("timestamp-query") ? ["timestamp-query"] : [];
+    const requiredFeatures = /** @type {GPUFeatureName[]} */ ([...features, ...profiled]);
     return adapter.requestDevice({ label: "tilewright", requiredFeatures, requiredLimits }).catch(error => {
         throw new DeviceError(`the GPU cannot be opened: ${error.message}`, "failed");
     });

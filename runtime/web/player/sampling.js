@@ -9,7 +9,7 @@ const LOG2E = 1.4426950408889634;
 
 /**
  * @typedef {import("./generate.js").Options} Options
- * @typedef {{ program: string } & Required<Options>} Sampler what every step of a sequence has in common, and the program that samples
+ * @typedef {Required<Omit<Options, "maxTokens" | "stop" | "signal">> & { program: string }} Sampler of a sequence, and the program
  */
 
 /** Its words are explained in compiler/sampling.py. @param {Sampler} sampler @param {number} step @param {number} slot */

@@ -19,7 +19,7 @@ const ATTEMPTS = 3;         // a connection that breaks is taken up again where 
  */
 export async function openSource(from, signal) {
     if (typeof from === "string" || from instanceof URL) return download(String(from), signal);
-    const blob = from instanceof ArrayBuffer || ArrayBuffer.isView(from) ? new Blob([from]) : from;
+    const blob = from instanceof ArrayBuffer || ArrayBuffer.isView(from) ? new Blob([/** @type {BlobPart} */ (from)]) : from;
     if (blob instanceof Blob) {
         const read = async (offset, length) => new Uint8Array(await blob.slice(offset, offset + length).arrayBuffer());
         return { size: blob.size, name: "name" in blob ? String(blob.name) : "the package", read };
@@ -37,13 +37,14 @@ async function download(url, signal) {
     };
     const request = async from => {
         const response = await fetch(url, { headers: from ? { Range: `bytes=${from}-` } : {}, signal }).catch(fail);
-        const { ok, status, statusText } = response;
-        if (!ok || !response.body || (from && status !== 206)) fail(new Error(`the server answers ${status} ${statusText}`.trim()));
-        return response;
+        const { headers, ok, status, statusText, body } = response;
+        if (!ok || !body || (from && status !== 206)) return fail(new Error(`the server answers ${status} ${statusText}`.trim()));
+        return { headers, reader: body.getReader() };
     };
-    const { headers, body } = await request(0), ranges = headers.get("Accept-Ranges") === "bytes";
+    let { headers, reader } = await request(0);
+    let position = 0, rest = new Uint8Array();      // what has come and was not asked for, from `position` on
+    const ranges = headers.get("Accept-Ranges") === "bytes";
     const size = headers.has("Content-Length") && !headers.get("Content-Encoding") ? Number(headers.get("Content-Length")) : Infinity;
-    let reader = body.getReader(), position = 0, rest = new Uint8Array();       // what has come and was not asked for, from `position` on
 
     /** Wait for bytes; false at the end. @returns {Promise<boolean>} */
     const more = async (attempt = 1) => {
@@ -53,7 +54,7 @@ async function download(url, signal) {
             return !done;
         } catch (error) {
             if (attempt === ATTEMPTS || !ranges || signal?.aborted) fail(error);
-            reader = (await request(position)).body.getReader();
+            ({ reader } = await request(position));
             return more(attempt + 1);
         }
     };
