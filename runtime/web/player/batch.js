@@ -35,59 +35,62 @@ class Run {
 }
 
 /**
- * See Model.streamMany. Steps feed their own token forward on the GPU, and frame n + 1 is submitted before frame n's tokens are read. A
- * frame has the steps of `PACE`: told of every single one in time, the GPU would wait whenever JavaScript collects garbage.
- * @param {Model} model
- * @param {import("./generate.js").Prompt[]} prompts
- * @param {Options} options
- * @param {Sampler} sampler
+ * See Model.streamMany.
+ * @param {Model} model @param {import("./generate.js").Prompt[]} prompts @param {Options} options @param {Sampler} sampler
  * @param {Record<number, FinishReason>} reasons gets why each ended
  */
 export async function* streamMany(model, prompts, options, sampler, reasons) {
-    const waiting = [...prompts.entries()], free = Array.from({ length: model.info.slots }, (_, i) => i), { signal } = options;
-    const active = /** @type {Run[]} */ ([]), pending = /** @type {[frame: number, steps: number, rows: Run[]][]} */ ([]);
-    let frame = 0, pace = 1, before = 0;
+    const { signal } = options;
     try {
-        const check = await model.claim(signal);
-        while (waiting.length || active.length) {
-            while (waiting.length && free.length && pending.length < FRAMES) {
-                const [[index, prompt]] = waiting.splice(0, 1), ids = model.idsOf(prompt);
-                const run = new Run(index, free[0], ids, options, model);
-                if (!run.count) {
-                    reasons[index] = run.limit;
-                    continue;
-                }
-                active.push(run);
-                free.shift();
-                await begin(model, run, ids, sampler, check, frame);
-                pending.push([frame++, 1, [run]]);
-            }
-            const rows = active.filter(run => run.submitted < run.count);
-            if (rows.length && pending.length < FRAMES) {
-                const count = Math.min(pace, ...rows.map(run => run.count - run.submitted));
-                await model.player.play(check, Array.from({ length: count }, () => step(model, rows, sampler)), frame);
-                pending.push([frame++, count, rows]);
-            }
-            if (!pending.length || (pending.length < FRAMES && rows.length)) continue;
-            const [[taken, steps, runs]] = pending.splice(0, 1), tokens = await model.player.tokens(taken), now = performance.now();
-            pace = Math.max(1, Math.min(STEPS, 2 * pace, Math.floor(PACE * steps / (now - before))));
-            before = now;
-            for (const [i, token] of tokens.entries()) {
-                const run = runs[i % (tokens.length / steps)];
-                if (!run || run.over) continue;         // it ended while this step was under way already
-                check();
-                const piece = run.take(token);
-                if (run.over) {
-                    reasons[run.index] = run.text.stopped ? "stop" : run.limit;
-                    active.splice(active.indexOf(run), 1);
-                    free.push(run.slot);
-                }
-                if (piece) yield piece;
-            }
-        }
+        yield* decode(model, prompts, options, sampler, reasons, await model.claim(signal));
     } catch (error) {
         if (!signal?.aborted || error !== signal.reason) throw error;
         for (const index of prompts.keys()) reasons[index] ??= "aborted";
+    }
+}
+
+/**
+ * Steps feed their own token forward on the GPU, and frame n + 1 is submitted before frame n's tokens are read. A frame has the steps of
+ * `PACE`: told of every single one in time, the GPU would wait whenever JavaScript collects garbage. Takes what `streamMany` takes.
+ */
+async function* decode(model, prompts, options, sampler, reasons, check) {
+    const waiting = [...prompts.entries()], free = Array.from({ length: model.info.slots }, (_, i) => i);
+    const active = /** @type {Run[]} */ ([]), pending = /** @type {[frame: number, steps: number, rows: Run[]][]} */ ([]);
+    let frame = 0, pace = 1, before = 0;
+    while (waiting.length || active.length) {
+        while (waiting.length && free.length && pending.length < FRAMES) {
+            const [[index, prompt]] = waiting.splice(0, 1), ids = model.idsOf(prompt), run = new Run(index, free[0], ids, options, model);
+            if (!run.count) {
+                reasons[index] = run.limit;
+                continue;
+            }
+            active.push(run);
+            free.shift();
+            await begin(model, run, ids, sampler, check, frame);
+            pending.push([frame++, 1, [run]]);
+        }
+        const rows = active.filter(run => run.submitted < run.count);
+        if (rows.length && pending.length < FRAMES) {
+            const count = Math.min(pace, ...rows.map(run => run.count - run.submitted));
+            await model.player.play(check, Array.from({ length: count }, () => step(model, rows, sampler)), frame);
+            pending.push([frame++, count, rows]);
+        }
+        if (!pending.length || (pending.length < FRAMES && rows.length)) continue;
+        const [[taken, steps, runs]] = pending.splice(0, 1), tokens = await model.player.tokens(taken), now = performance.now();
+        pace = Math.max(1, Math.min(STEPS, 2 * pace, Math.floor(PACE * steps / (now - before))));
+        before = now;
+        for (const [i, token] of tokens.entries()) {
+            const run = runs[i % (tokens.length / steps)];
+            if (!run || run.over) continue;         // it ended while this step was under way already
+            check();
+            const piece = run.take(token);
+            if (run.over) {
+                reasons[run.index] = run.text.stopped ? "stop" : run.limit;
+                active.splice(active.indexOf(run), 1);
+                free.push(run.slot);
+            }
+            if (piece) yield piece;
+        }
     }
 }
 

@@ -40,9 +40,7 @@ export class Model {
 
     /**
      * Teacher-forced logits, `ids.length` rows of the vocabulary's size.
-     * @param {ArrayLike<number>} ids
-     * @returns {Promise<Float32Array>}
-     * @throws {PromptError} for ids out of range or too many
+     * @param {ArrayLike<number>} ids @returns {Promise<Float32Array>} @throws {PromptError} for ids out of range or too many
      */
     async logits(ids) {
         const checked = this.idsOf(ids), width = this.info.vocab_size, block = Math.max(...this.info.head);
@@ -60,9 +58,7 @@ export class Model {
     /**
      * Iterate over pieces of text, each with its token; `finishReason` of the stream says afterwards why it ended. Whoever leaves the loop
      * early can use the model again at once.
-     * @param {Prompt} prompt
-     * @param {Options} [options]
-     * @returns {Stream}
+     * @param {Prompt} prompt @param {Options} [options] @returns {Stream} @throws {PromptError} for what the model cannot take
      */
     stream(prompt, options = {}) {
         const reasons = /** @type {FinishReason[]} */ ([]), ids = this.idsOf(prompt);
@@ -73,8 +69,7 @@ export class Model {
     /**
      * Iterate over { index of the prompt, token, text } as the tokens of all come; `finishReasons` has their ends by index. As many run
      * at once as the package has slots (`batch` when it was compiled); others begin when one ends.
-     * @param {Iterable<Prompt>} prompts
-     * @param {Options} [options]
+     * @param {Iterable<Prompt>} prompts @param {Options} [options]
      */
     streamMany(prompts, options = {}) {
         return streamMany(this, [...prompts], options, samplerOf(options), this.finishReasons = {});

@@ -2,7 +2,6 @@
 import { DeviceError } from "./errors.js";
 
 /**
- * @typedef {[buffer: GPUBuffer, offset: number, size: number]} Range
  * @typedef {{ wgsl: string, bindings: ("read" | "write")[], needs: string[], kernel: string }} Shader
  * @typedef {{ pipeline: GPUComputePipeline, group: GPUBindGroup, grid: [number, number, number] }} Dispatch
  * @typedef {{ from: GPUBuffer, start: number, to: GPUBuffer, at: number, size: number }} Copy
@@ -123,7 +122,7 @@ export class Gpu {
         }));
     }
 
-    /** @param {GPUComputePipeline} pipeline @param {Range[]} ranges by binding */
+    /** @param {GPUComputePipeline} pipeline @param {[buffer: GPUBuffer, offset: number, size: number][]} ranges by binding */
     bind(pipeline, ranges) {
         const entries = ranges.map(([buffer, offset, size], binding) => ({ binding, resource: { buffer, offset, size } }));
         return this.device.createBindGroup({ layout: pipeline.getBindGroupLayout(0), entries });

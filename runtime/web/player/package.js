@@ -13,12 +13,7 @@ const SHARED = ["model", "weights", "blobs"], VARYING = ["model", "device", "sta
  */
 
 export class Package {
-    /**
-     * Read the header and check it.
-     * @param {import("./source.js").Source} source
-     * @returns {Promise<Package>}
-     * @throws {PackageError} with the reason when the file is not whole, or is something else
-     */
+    /** Read the header. @param {import("./source.js").Source} source @throws {PackageError} when it is not whole, or is something else */
     static async open(source) {
         const name = source.name ?? "the package", head = await source.read(0, 4);
         const length = head.length === 4 ? new DataView(head.buffer, head.byteOffset).getUint32(0, true) : Infinity;

@@ -3,10 +3,7 @@
 export const FRAMES = 2;        // while the GPU plays one, the host prepares the next
 export const STEPS = 16;        // of a frame, at most
 
-/**
- * @typedef {[program: string, feeds: Record<string, ArrayLike<number>>]} Call a program and its inputs, whole numbers
- * @typedef {Call[]} Step programs one after the other
- */
+/** @typedef {[program: string, feeds: Record<string, ArrayLike<number>>][]} Step programs in order, and their inputs: whole numbers */
 
 /** A loaded package. Every submission plays a few steps in order; a frame also brings the tokens that they sampled back. */
 export class Player {

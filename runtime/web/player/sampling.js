@@ -5,7 +5,6 @@ export const RECORD = 12;    // words
 export const STAMP = 1;      // marks the tokens of a sequence in the history of its slot
 export const IDLE = -1;      // the slot of a row that samples nothing
 const OCTAVE = 65536;        // keys have 16 bits of fraction
-const LOG2E = 1.4426950408889634;
 
 /**
  * @typedef {import("./generate.js").Options} Options
@@ -15,7 +14,7 @@ const LOG2E = 1.4426950408889634;
 /** Its words are explained in compiler/sampling.py. @param {Sampler} sampler @param {number} step @param {number} slot */
 export function packParams({ temperature, topK, topP, minP, repeatPenalty, seed }, step, slot) {
     const record = new Int32Array(RECORD), words = new Uint32Array(record.buffer), floats = new Float32Array(record.buffer);
-    const scale = temperature > 0 ? OCTAVE * LOG2E / temperature : 1;
+    const scale = temperature > 0 ? OCTAVE * Math.LOG2E / temperature : 1;
     // Factors are bounded so that their products with logits, bounded too, are ordinary floats.
     [scale, scale / repeatPenalty, scale * repeatPenalty].forEach((s, i) => { floats[i] = Math.min(Math.max(s, 2 ** -20), 2 ** 60); });
     record[3] = Number(temperature > 0);
