@@ -71,4 +71,4 @@ def pure(folder: Path, jobs: Sequence[dict[str, Any]]) -> list[Any]:
 
 def play(folder: Path, package: Path, jobs: Sequence[dict[str, Any]]) -> list[Any]:
     """Play a package: an answer for each job."""
-    return answers("play.mjs", folder, {"player": str(WEB / "tilewright.js"), "toggles": TOGGLES, "file": str(package), "jobs": jobs})
+    return answers("play.mjs", folder, {"web": str(WEB), "toggles": TOGGLES, "file": str(package), "jobs": jobs})

@@ -113,7 +113,7 @@ const scenarios = {
         await ask(page, "w1 w2", { settings: { temperature: 0, maxTokens: 100 } });
         const whole = await answer(page);
         await page.click("#fresh");
-        await page.workers()[0].evaluate("self.fuse = 30");
+        await page.workers()[0].evaluate("self.fuse = 12");
         await ask(page, "w1 w2");
         const after = await answer(page), notice = await text(page, "notice");
         await page.workers()[0].evaluate("self.opened.at(-1).destroy()");        // and while nothing is computed

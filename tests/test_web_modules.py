@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import struct
 import zlib
 
@@ -173,16 +174,27 @@ def test_in_javascript(script):
     assert ran.returncode == 0, ran.stdout
 
 
+PLAYER = [WEB / "tilewright.js", *sorted((WEB / "player").glob("*.js"))]      # what loads and plays a package; all else is the page or the command
+IMPORT = re.compile(r"""^(?:import|export) .*from "(.*)";$""", re.MULTILINE)
+
+
 def test_modules_are_what_a_browser_loads():
     """No bare imports, and nothing that only Node has, but in the command."""
-    for path in WEB.glob("*.js"):
+    for path in (*WEB.glob("*.js"), *PLAYER):
         text = path.read_text()
         assert "node:" not in text and "process." not in text, path
-        for line in text.splitlines():
-            if line.startswith(("import ", "export ")) and " from " in line:
-                assert ' from "./' in line, f"{path}: {line}"
+        assert all(name.startswith(("./", "../")) for name in IMPORT.findall(text)), path
+
+
+def test_the_player_is_small_and_needs_no_page():
+    """Plain lines, with comments and empty ones. It imports itself and the tokenizer alone."""
+    assert sum(len(path.read_text().splitlines()) for path in PLAYER) < 1000
+    assert max(len(line) for path in PLAYER for line in path.read_text().splitlines()) <= 140
+    for path in PLAYER:
+        imported = {(path.parent / name).resolve() for name in IMPORT.findall(path.read_text())}
+        assert imported <= {*PLAYER, WEB / "tokenizer.js"}, path
 
 
 def test_files_are_short():
-    long = {p.name: n for p in (*WEB.glob("*.js"), *WEB.glob("*.mjs")) if (n := len(p.read_text().splitlines())) > 300}
+    long = {p.name: n for p in (*WEB.rglob("*.js"), *WEB.glob("*.mjs")) if p.parent.name != "vendor" and (n := len(p.read_text().splitlines())) > 300}
     assert not long

@@ -1,9 +1,10 @@
 /** The player in Node, over Dawn (the npm package `webgpu`): node cli.mjs FILE --prompt TEXT */
 import { open } from "node:fs/promises";
-import { createRequire } from "node:module";
-import { basename, join } from "node:path";
-import { pathToFileURL } from "node:url";
+import { basename } from "node:path";
 import { parseArgs } from "node:util";
+
+import { openDawn } from "./dawn.mjs";
+import { Recording } from "./recording.mjs";
 
 const USAGE = `usage: node cli.mjs FILE [--prompt TEXT | --ids 1,2,3 | --chat TEXT] [--max-tokens N] [--temperature T] [--top-k K] [--top-p P]
     [--min-p P] [--repeat-penalty R] [--seed S] [--stop TEXT] [--json] [--profile] [--logits 1,2,3] [--dawn toggle,toggle]
@@ -18,18 +19,14 @@ const OPTIONS = {
 /** What is wrong with the command or with where it runs; the message is one clear sentence. */
 class CommandError extends Error {}
 
-/** Dawn as what a browser has in `navigator.gpu`. @param {string} toggles @param {boolean} profile */
-async function openDawn(toggles, profile) {
-    let path;
-    try {
-        path = createRequire(join(process.cwd(), "_")).resolve("webgpu");
-    } catch {
-        throw new CommandError("WebGPU for Node was not found from the current folder: run npm install webgpu in it");
-    }
-    const { create, globals } = await import(pathToFileURL(path).href);
-    Object.assign(globalThis, globals);
+/** @param {string} toggles @param {boolean} profile */
+async function openGpu(toggles, profile) {
     // Browsers round timestamps against fingerprinting; a profile wants them as they are.
-    return create([...toggles ? [`enable-dawn-features=${toggles}`] : [], ...profile ? ["disable-dawn-features=timestamp_quantization"] : []]);
+    const flags = [...toggles ? [`enable-dawn-features=${toggles}`] : [], ...profile ? ["disable-dawn-features=timestamp_quantization"] : []];
+    return openDawn(flags).catch(error => {
+        if (error.code !== "MODULE_NOT_FOUND") throw error;
+        throw new CommandError("WebGPU for Node was not found from the current folder: run npm install webgpu in it");
+    });
 }
 
 /** A file as a source that reads its ranges. @param {string} path */
@@ -74,26 +71,30 @@ function usage(steps) {
     return { steps: steps.length, milliseconds_a_step: all / steps.length / 1e6, idle_percent: 100 * idle / all };
 }
 
-/** @param {import("./generate.js").Model} model @param {Record<string, any>} given @returns {Promise<Record<string, any>>} */
+/** @param {import("./player/gpu.js").Gpu} gpu */
+function record(gpu) {
+    if (!gpu.device.features.has("timestamp-query")) throw new CommandError(`${gpu.name} has no timestamp queries, so its steps cannot be timed`);
+    return new Recording(gpu);
+}
+
+/** @param {import("./player/generate.js").Model} model @param {Record<string, any>} given @returns {Promise<Record<string, any>>} */
 async function play(model, given) {
     if (given.logits) {
         const width = model.info.vocab_size, logits = await model.logits(given.logits);
         return { logits: given.logits.map((_, row) => Array.from(logits.subarray(row * width, (row + 1) * width))) };
     }
     const prompt = given.chat === undefined ? given.ids ?? given.prompt ?? ""
-        : model.tokens().encode(await model.chat([{ role: "user", content: given.chat }]), { addSpecialTokens: false });
-    const stream = model.stream(prompt, given.options), { recording } = model.player.gpu;
-    if (given.profile && !recording) throw new CommandError(`${model.player.gpu.name} has no timestamp queries, so its steps cannot be timed`);
-    if (given.profile) recording?.start();
+        : model.tokens().encode(await model.tokens().chat([{ role: "user", content: given.chat }]), { addSpecialTokens: false });
+    const stream = model.stream(prompt, given.options), recording = given.profile ? record(model.player.gpu) : undefined;
     const start = performance.now(), tokens = [], pieces = [];
     for await (const { token, text: piece } of stream) {
         tokens.push(token);
         pieces.push(piece);
         if (!given.json) process.stdout.write(piece);
     }
-    const seconds = (performance.now() - start) / 1000, steps = given.profile && tokens.length ? (await recording?.stop())?.slice(-tokens.length) : undefined;
+    const seconds = (performance.now() - start) / 1000, steps = (await recording?.stop())?.slice(-tokens.length);
     if (!given.json) process.stdout.write("\n");
-    return { tokens, pieces, text: pieces.join(""), finish_reason: stream.finishReason, seconds, ...steps && { profile: usage(steps) } };
+    return { tokens, pieces, text: pieces.join(""), finish_reason: stream.finishReason, seconds, ...steps?.length && { profile: usage(steps) } };
 }
 
 async function main() {
@@ -105,7 +106,7 @@ async function main() {
     }
     const [path, ...more] = command.positionals, given = read(command.values);
     if (!path || more.length) throw new CommandError(USAGE);
-    const file = await openFile(path), gpu = await openDawn(given.dawn ?? "", given.profile ?? false);
+    const file = await openFile(path), gpu = await openGpu(given.dawn ?? "", given.profile ?? false);
     const { load } = await import("./tilewright.js");
     const model = await load(file, { gpu });
     try {

@@ -1,5 +1,5 @@
 /** What a model is given: a conversation or a text as token ids, cut to its context; and what could be made of a model to fit a device. */
-import { PromptError } from "./errors.js";
+import { PromptError } from "./player/errors.js";
 import { bytes } from "./words.js";
 
 const ROOM = 0.25;      // of the context, which an answer can have at least
@@ -7,22 +7,22 @@ const ROOM = 0.25;      // of the context, which an answer can have at least
 /**
  * Messages as ids. Where they are too long, the oldest are left out, but for what the system says; of a text its beginning.
  *
- * @param {import("./generate.js").Model} model
+ * @param {import("./player/generate.js").Model} model
  * @param {import("./tokenizer.js").Message[]} messages
  * @param {number} maxTokens that the answer may have
  * @returns {Promise<{ ids: number[], dropped: number }>} and how many messages, or tokens of a text, were left out
  * @throws {PromptError} when the last message is too long alone
  */
 export async function fitted(model, messages, maxTokens) {
-    const tokenizer = model.tokens(), most = model.context - Math.min(maxTokens, Math.floor(ROOM * model.context));
+    const tokenizer = model.tokens(), most = model.info.context - Math.min(maxTokens, Math.floor(ROOM * model.info.context));
     if (!tokenizer.chatTemplate) return tail(tokenizer.encode(messages.map(m => m.content).join("")), most);
     const system = messages.filter(m => m.role === "system"), rest = messages.filter(m => m.role !== "system");
     for (let dropped = 0; ; dropped += 2) {
-        const ids = tokenizer.encode(await model.chat([...system, ...rest.slice(dropped)]), { addSpecialTokens: false });
+        const ids = tokenizer.encode(await tokenizer.chat([...system, ...rest.slice(dropped)]), { addSpecialTokens: false });
         if (ids.length <= most) return { ids, dropped };
         if (dropped + 2 >= rest.length) {
-            if (ids.length < model.context) return { ids, dropped };
-            throw new PromptError(`the message has ${ids.length.toLocaleString("en")} tokens but the model's context is ${model.context.toLocaleString("en")}: shorten it`);
+            if (ids.length < model.info.context) return { ids, dropped };
+            throw new PromptError(`the message has ${ids.length.toLocaleString("en")} tokens but the model's context is ${model.info.context.toLocaleString("en")}: shorten it`);
         }
     }
 }
@@ -48,4 +48,11 @@ export function describe(manifest) {
     const smaller = small < 0.9 * now ? [`with --quantize q4_0 its weights take about ${bytes(small)} instead of ${bytes(now)}`] : [];
     if (context > 512) smaller.push(`with --context ${Math.floor(context / 4)} its caches take at most ${bytes(caches / 4)} instead of ${bytes(caches)}`);
     return smaller.length ? `Compiled anew, ${smaller.join("; ")}.` : "A smaller model is needed.";
+}
+
+/** Bytes on the GPU by use. @param {import("./player/package.js").Manifest} manifest */
+export function memoryOf({ buffers, blobs }) {
+    const memory = { weights: 0, states: 0, temporaries: 0 };
+    for (const [name, size] of Object.entries(buffers)) memory[name in blobs ? "weights" : name.startsWith("state.") ? "states" : "temporaries"] += size;
+    return memory;
 }

@@ -12,7 +12,7 @@ export class Settings {
         form.addEventListener("submit", event => event.preventDefault());
     }
 
-    /** @returns {import("./generate.js").Options & { system: string }} */
+    /** @returns {import("./player/generate.js").Options & { system: string }} */
     get values() {
         const numbers = Object.fromEntries(Object.keys(DEFAULTS).filter(name => name !== "system").map(name => [name, this.number(name)]));
         return { .../** @type {any} */ (numbers), seed: this.control("seed").value === "" ? undefined : numbers.seed, system: this.control("system").value.trim() };

@@ -2,8 +2,8 @@
  * A copy of the package in the origin-private file system (https://fs.spec.whatwg.org), fetched once and in parts: what is asked for comes
  * from the file, and what the file lacks yet is downloaded into it first. Runs in a worker, for only there are files written in place.
  */
-import { crc32 } from "./crc32.js";
-import { PackageError } from "./errors.js";
+import { crc32 } from "./player/crc32.js";
+import { PackageError } from "./player/errors.js";
 
 const ATTEMPTS = 5;         // of a connection that brings nothing new
 const PATIENCE = 500;       // ms before the second attempt; twice that before the next

@@ -1,5 +1,5 @@
 /** The tokenizer of a package: text to ids, ids to text all at once or token by token, and chats to prompts. */
-import { TokenizerError } from "./errors.js";
+import { TokenizerError } from "./player/errors.js";
 import { Tokenizer as Library } from "./vendor/tokenizers.js";
 
 /**

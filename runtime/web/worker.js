@@ -2,8 +2,8 @@
  * Holds the model, so that the page never waits for it. The page sends commands { do, … }; this answers with events { event, … }:
  * progress, ready, begun, piece, done, lost, recovered, evicted, failed.
  */
-import { DeviceError, PackageError, PromptError } from "./errors.js";
-import { describe, fitted } from "./prompt.js";
+import { DeviceError, PackageError, PromptError } from "./player/errors.js";
+import { describe, fitted, memoryOf } from "./prompt.js";
 import { Copy, evict } from "./store.js";
 import { load } from "./tilewright.js";
 
@@ -11,7 +11,7 @@ const EVERY = 100;          // ms between two words on the download
 const LOSSES = 3;           // of the device without a token between them, until it is given up
 const RETURN = 1000;        // ms that a GPU may take to come back, longer every time
 
-/** @type {import("./generate.js").Model | undefined} */
+/** @type {import("./player/generate.js").Model | undefined} */
 let model;
 /** @type {Copy | undefined} none where the browser stores nothing */
 let copy;
@@ -48,8 +48,8 @@ async function open() {
     const stored = copy?.complete ?? false;
     if (copy) copy.onFetch = onFetch;
     await begin();
-    const { info, adapter, variant, memory, tokenizer } = /** @type {NonNullable<typeof model>} */ (model);
-    tell("ready", { info, adapter, memory, variant: variant.name, name: description.name, size: description.size, stored, kept: Boolean(copy),
+    const { info, adapter, player: { manifest }, tokenizer } = /** @type {NonNullable<typeof model>} */ (model);
+    tell("ready", { info, adapter, memory: memoryOf(manifest), variant: manifest.device.name, name: description.name, size: description.size, stored, kept: Boolean(copy),
                     seconds: (performance.now() - started) / 1000, chats: Boolean(tokenizer?.chatTemplate) });
     await copy?.finish();
 }
@@ -96,7 +96,7 @@ async function explained(error) {
 
 // A device may be lost at any time: a driver is updated, a laptop changes its GPU, another page crashes it.
 
-/** @param {import("./generate.js").Model} loaded */
+/** @param {import("./player/generate.js").Model} loaded */
 function watch(loaded) {
     loaded.lost.then(({ message }) => {
         if (loaded === model) recover(message).catch(error => tell("failed", { during: "recovery", ...described(error) }));
@@ -123,7 +123,7 @@ function recover(message) {
 /**
  * @param {object} asked
  * @param {import("./tokenizer.js").Message[]} asked.messages of a conversation, or of a text the one message that it is
- * @param {import("./generate.js").Options} asked.options
+ * @param {import("./player/generate.js").Options} asked.options
  */
 async function answer({ messages, options }) {
     const signal = (stopping = new AbortController()).signal, started = performance.now(), maxTokens = options.maxTokens ?? 64;
@@ -150,7 +150,7 @@ async function answer({ messages, options }) {
 /**
  * Pass a stream on. When it breaks, `said` has the tokens whose text is out: those behind them may be half a character.
  *
- * @param {import("./generate.js").Stream} stream
+ * @param {import("./player/generate.js").Stream} stream
  * @param {number[]} said
  * @param {() => void} onToken
  */

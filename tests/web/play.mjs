@@ -1,13 +1,11 @@
 /** Play a package with runtime/web in Node: node play.mjs JOBS.json in a folder where the npm package `webgpu` is installed. */
 import { readFileSync, writeFileSync } from "node:fs";
-import { createRequire } from "node:module";
 import { pathToFileURL } from "node:url";
 
-const { player, toggles, file, jobs } = JSON.parse(readFileSync(process.argv[2], "utf8"));
-const { create, globals } = await import(pathToFileURL(createRequire(`${process.cwd()}/_`).resolve("webgpu")).href);
-Object.assign(globalThis, globals);
-const { load } = await import(pathToFileURL(player).href);
-const model = await load(readFileSync(file), { gpu: create([`enable-dawn-features=${toggles}`]) });
+const { web, toggles, file, jobs } = JSON.parse(readFileSync(process.argv[2], "utf8"));
+const module = name => import(pathToFileURL(`${web}/${name}`).href);
+const { openDawn } = await module("dawn.mjs"), { Recording } = await module("recording.mjs"), { load } = await module("tilewright.js");
+const model = await load(readFileSync(file), { gpu: await openDawn([`enable-dawn-features=${toggles}`]) });
 
 const does = {
     async logits({ ids, out }) {
@@ -30,6 +28,12 @@ const does = {
         }
         return { texts, tokens, reasons: model.finishReasons };
     },
+    /** As on a fast GPU, where a frame has as many steps as it can have. */
+    async fast({ job }) {
+        const { now } = performance;
+        performance.now = () => 0;
+        return does[job.do](job).finally(() => { performance.now = now; });
+    },
     /** Which error a job gives. */
     async refusal({ job }) {
         return does[job.do](job).then(() => null, error => [error.name, error.message]);
@@ -49,13 +53,13 @@ const does = {
     },
     /** When the GPU began and ended each step of a stream. */
     async profile({ prompt, options }) {
-        model.player.gpu.recording.start();
+        const recording = new Recording(model.player.gpu);
         for await (const _ of model.stream(prompt, options));
-        return await model.player.gpu.recording.stop();
+        return await recording.stop();
     },
     async about() {
-        const { info, variant, adapter, memory } = model;
-        return { info, variant, adapter, memory };
+        const { info, adapter } = model;
+        return { info, variant: model.player.manifest.device, adapter };
     },
     /** The device is taken away in the middle of a stream. */
     async loss({ prompt }) {

@@ -4,8 +4,8 @@ import { pathToFileURL } from "node:url";
 
 const { web, jobs } = JSON.parse(readFileSync(process.argv[2], "utf8"));
 const module = name => import(pathToFileURL(`${web}/${name}`).href);
-const { Tokenizer } = await module("tokenizer.js"), { Text } = await module("text.js"), { Package } = await module("package.js");
-const { openSource } = await module("source.js"), { crc32 } = await module("crc32.js"), { packParams, samplerOf } = await module("sampling.js");
+const { Tokenizer } = await module("tokenizer.js"), { Text } = await module("player/text.js"), { Package } = await module("player/package.js");
+const { openSource } = await module("player/source.js"), { crc32 } = await module("player/crc32.js"), { packParams, samplerOf } = await module("player/sampling.js");
 
 const does = {
     /** Ids of texts, plain and with special tokens; pieces and the rest of ids, with and without special tokens. */
@@ -48,7 +48,7 @@ const answer = async job => {
     try {
         return await does[job.do](job);
     } catch (error) {
-        return { error: error.name, message: error.message, blob: error.blob };
+        return { error: error.name, message: error.message };
     }
 };
 process.stdout.write(JSON.stringify(await Promise.all(jobs.map(answer))));

@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { createServer } from "node:http";
 import { after, test } from "node:test";
 
-import { openSource } from "../../runtime/web/source.js";
+import { openSource } from "../../runtime/web/player/source.js";
 
 const BYTES = Uint8Array.from({ length: 5_000_000 }, (_, i) => i * i % 251);
 const servers = [];
@@ -36,7 +36,7 @@ test("blobs and memory", async () => {
     for (const from of [new Blob([BYTES]), BYTES.buffer, BYTES.subarray(0), { size: BYTES.length, read: (o, n) => BYTES.subarray(o, o + n) }]) {
         const source = await openSource(from);
         assert.equal(source.size, BYTES.length);
-        await checked(source, [...FORWARD, [7, 9]]);
+        await checked(source, FORWARD);
     }
     await assert.rejects(openSource(/** @type {any} */ ({})), /a model is loaded from a URL, a Blob/);
 });
@@ -47,17 +47,15 @@ test("a download is one request as long as reading goes forward", async () => {
     assert.equal(source.size, BYTES.length);
     await checked(source, FORWARD);
     assert.deepEqual(asked, ["all"]);
-    await checked(source, [[5, 5], [4_999_990, 10]]);
-    assert.deepEqual(asked, ["all", "bytes=5-", "bytes=4999990-"], "back, and far ahead");
     source.close();
 });
 
 test("a server without ranges or without a length will do", async () => {
     const { url, asked } = await serve({ ranges: false, length: false }), source = await openSource(url);
     assert.equal(source.size, Infinity);
-    await checked(source, [...FORWARD, [3, 100]]);
+    await checked(source, FORWARD);
     assert.equal((await source.read(4_999_999, 10)).length, 1, "no more than there is");
-    assert.deepEqual(asked, ["all", "all"]);
+    assert.deepEqual(asked, ["all"]);
     source.close();
 });
 

@@ -1,23 +1,14 @@
 /** What can go wrong, by whose fault it is; every message is one clear sentence. */
 
-/** A package is bad or cannot be had. `blob` names the one whose checksum does not match. */
+/** A package is bad or cannot be had. */
 export class PackageError extends Error {
     name = "PackageError";
-    /** @param {string} message @param {string} [blob] */
-    constructor(message, blob) {
-        super(message);
-        this.blob = blob;
-    }
 }
 
-/**
- * The device is missing, lacks something, or is gone.
- *
- * @typedef {"no-webgpu" | "no-adapter" | "lacks" | "memory" | "lost" | "failed"} DeviceErrorKind "failed": it refused what should work
- */
+/** The device is missing, lacks something, or is gone; "failed": it refused what should work. */
 export class DeviceError extends Error {
     name = "DeviceError";
-    /** @param {string} message @param {DeviceErrorKind} kind */
+    /** @param {string} message @param {"no-webgpu" | "no-adapter" | "lacks" | "memory" | "lost" | "failed"} kind */
     constructor(message, kind) {
         super(message);
         this.kind = kind;

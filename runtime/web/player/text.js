@@ -5,37 +5,30 @@
  * `stopped` turns true at an end-of-text token or a stop string; flush() gives what was held back when no more tokens come.
  */
 export class Text {
-    /** @param {import("./tokenizer.js").Tokenizer | null} tokenizer @param {string[]} stops */
+    /** @param {import("../tokenizer.js").Tokenizer | null} tokenizer @param {string | string[]} stops */
     constructor(tokenizer, stops) {
         this.stopped = false;
         this.decoder = tokenizer?.decoder();
         this.eos = new Set(tokenizer?.eos);
-        this.stops = stops.filter(Boolean);
+        this.stops = [stops].flat().filter(Boolean);
         this.held = "";
     }
 
     /** @param {number} token @returns {string} */
     push(token) {
-        if (this.eos.has(token)) {
-            this.stopped = true;
-            return this.flush();
-        }
+        if (this.stopped = this.ends(token)) return this.flush();
         this.held += this.decoder?.push(token) ?? "";
         const found = this.stops.map(stop => this.held.indexOf(stop)).filter(at => at >= 0);
         this.stopped = found.length > 0;
-        const cut = this.stopped ? Math.min(...found) : this.held.length - this.beginning();
-        const piece = this.held.slice(0, cut);
+        const cut = this.stopped ? Math.min(...found) : this.held.length - this.beginning(), piece = this.held.slice(0, cut);
         this.held = this.stopped ? "" : this.held.slice(cut);
         return piece;
     }
 
     /** The length of the longest end of the text that a stop string begins with. */
     beginning() {
-        let longest = 0;
-        for (const stop of this.stops) {
-            for (let length = 1; length < stop.length; length++) if (this.held.endsWith(stop.slice(0, length))) longest = Math.max(longest, length);
-        }
-        return longest;
+        const beginnings = this.stops.flatMap(stop => Array.from({ length: stop.length }, (_, length) => stop.slice(0, length)));
+        return Math.max(0, ...beginnings.filter(beginning => this.held.endsWith(beginning)).map(beginning => beginning.length));
     }
 
     /** @returns {string} */

@@ -1,32 +1,20 @@
 /** Sampling parameters of one sequence as the record of words that the sampling kernels read. */
 import { PromptError } from "./errors.js";
 
-export const RECORD = 12;
-const IDLE = -1;            // the slot of a row that samples nothing
-const OCTAVE = 65536;       // keys have 16 bits of fraction
-const LOG2E = 1.4426950408889634;
+export const RECORD = 12;    // words
+export const STAMP = 1;      // marks the tokens of a sequence in the history of its slot
+export const IDLE = -1;      // the slot of a row that samples nothing
+const OCTAVE = 65536;        // keys have 16 bits of fraction
 
 /**
- * @typedef {object} Sampler what every step of a sequence has in common
- * @property {number} temperature 0: take the greatest logit
- * @property {number} topK 0: off
- * @property {number} topP 1: off
- * @property {number} minP 0: off
- * @property {number} repeatPenalty 1: off
- * @property {number | bigint} seed
- * @property {number} stamp marks the tokens of this sequence in the history of its slot
+ * @typedef {import("./generate.js").Options} Options
+ * @typedef {Required<Omit<Options, "maxTokens" | "stop" | "signal">> & { program: string }} Sampler of a sequence, and the program
  */
 
-/**
- * @param {Sampler} sampler
- * @param {number} step
- * @param {number} [slot]
- * @returns {Int32Array} its words are explained in compiler/sampling.py
- */
-export function packParams(sampler, step, slot = 0) {
-    const { temperature, topK, topP, minP, repeatPenalty, seed, stamp } = sampler;
+/** Its words are explained in compiler/sampling.py. @param {Sampler} sampler @param {number} step @param {number} slot */
+export function packParams({ temperature, topK, topP, minP, repeatPenalty, seed }, step, slot) {
     const record = new Int32Array(RECORD), words = new Uint32Array(record.buffer), floats = new Float32Array(record.buffer);
-    const scale = temperature > 0 ? OCTAVE * LOG2E / temperature : 1;
+    const scale = temperature > 0 ? OCTAVE * Math.LOG2E / temperature : 1;
     // Factors are bounded so that their products with logits, bounded too, are ordinary floats.
     [scale, scale / repeatPenalty, scale * repeatPenalty].forEach((s, i) => { floats[i] = Math.min(Math.max(s, 2 ** -20), 2 ** 60); });
     record[3] = Number(temperature > 0);
@@ -34,25 +22,13 @@ export function packParams(sampler, step, slot = 0) {
     words[5] = topP === 1 ? 0 : Math.max(1, Math.ceil(topP * 2 ** 32) - 1);     // one less: a prefix of exactly this share is enough
     record[6] = minP >= 2 ** -30 ? Math.floor(-Math.log2(minP) * OCTAVE) : -1;
     words[7] = randomBits(seed, step);
-    words[8] = stamp;
+    words[8] = STAMP;
     record[9] = slot;
     return record;
 }
 
-/** @returns {Int32Array} the record of a row that samples nothing */
-export function idleParams() {
-    const record = new Int32Array(RECORD);
-    record[9] = IDLE;
-    return record;
-}
-
-/**
- * 32 random bits for one step of a seed, the same as runtime/sampling.py computes.
- * @param {number | bigint} seed a whole number
- * @param {number} step
- * @returns {number} unsigned
- */
-export function randomBits(seed, step) {
+/** 32 random bits for one step of a seed, the same as runtime/sampling.py computes. @param {number | bigint} seed @param {number} step */
+function randomBits(seed, step) {
     const whole = BigInt(seed);
     let x = 0;
     for (const word of [Number(BigInt.asUintN(32, whole)), Number(BigInt.asUintN(32, whole >> 32n)), step]) {
@@ -64,13 +40,9 @@ export function randomBits(seed, step) {
     return x >>> 0;
 }
 
-/**
- * Options of a generation as a sampler.
- * @param {{ maxTokens?: number, temperature?: number, topK?: number, topP?: number, minP?: number, repeatPenalty?: number, seed?: number | bigint }} options
- * @returns {Sampler}
- * @throws {PromptError} for what is out of range, before anything runs
- */
-export function samplerOf({ maxTokens = 64, temperature = 0, topK = 0, topP = 1, minP = 0, repeatPenalty = 1, seed = randomSeed() }) {
+/** @param {Options} options @returns {Sampler} @throws {PromptError} for what is out of range, before anything runs */
+export function samplerOf({ maxTokens = 64, temperature = 0, topK = 0, topP = 1, minP = 0, repeatPenalty = 1,
+                            seed = Math.floor(Math.random() * 2 ** 32) }) {
     /** @type {[holds: boolean, sentence: string][]} */
     const rules = [
         [Number.isInteger(maxTokens) && maxTokens >= 0, `maxTokens must be a whole number and not negative, not ${maxTokens}`],
@@ -82,9 +54,5 @@ export function samplerOf({ maxTokens = 64, temperature = 0, topK = 0, topP = 1,
         [typeof seed === "bigint" || Number.isSafeInteger(seed), `seed is ${seed}, but must be a whole number; beyond 2**53 a BigInt`],
     ];
     for (const [holds, sentence] of rules) if (!holds) throw new PromptError(sentence);
-    return { temperature, topK, topP, minP, repeatPenalty, seed, stamp: 1 };
-}
-
-function randomSeed() {
-    return Math.floor(Math.random() * 2 ** 32);
+    return { program: temperature > 0 ? "sample" : "greedy", temperature, topK, topP, minP, repeatPenalty, seed };
 }

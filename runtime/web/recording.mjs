@@ -1,34 +1,28 @@
-/** When the GPU began and ended each submission, from its own clock: the proof that it does not wait for the host. */
+/** When the GPU began and ended each step, from its own clock: the proof that it does not wait for the host. */
 
-const MOST = 2048;      // submissions, two timestamps each: WebGPU allows 4096 in a set
+const MOST = 2048;      // steps, two timestamps each: WebGPU allows 4096 in a set
 
 export class Recording {
-    /** @param {GPUDevice} device with the feature timestamp-query */
-    constructor(device) {
-        this.device = device;
-        this.on = false;
+    /** Record from now on. @param {import("./player/gpu.js").Gpu} gpu whose device has the feature timestamp-query */
+    constructor(gpu) {
+        gpu.recording = this;
+        this.gpu = gpu;
+        this.device = gpu.device;
         this.count = 0;
-        this.queries = /** @type {GPUQuerySet | undefined} */ (undefined);
-    }
-
-    /** Forget what was recorded, and record from now on. */
-    start() {
-        this.queries ??= this.device.createQuerySet({ type: "timestamp", count: 2 * MOST });
-        this.on = true;
-        this.count = 0;
+        this.queries = this.device.createQuerySet({ type: "timestamp", count: 2 * MOST });
     }
 
     /** @returns {GPUComputePassTimestampWrites | undefined} what the next compute pass shall write, if anything */
     next() {
-        if (!this.on || !this.queries || this.count === MOST) return undefined;
+        if (this.count === MOST) return undefined;
         const i = 2 * this.count++;
         return { querySet: this.queries, beginningOfPassWriteIndex: i, endOfPassWriteIndex: i + 1 };
     }
 
-    /** Stop. @returns {Promise<[begin: number, end: number][]>} nanoseconds since the first of at most 2,048 submissions began */
+    /** Stop. @returns {Promise<[begin: number, end: number][]>} nanoseconds since the first of at most 2,048 steps began */
     async stop() {
-        this.on = false;
-        if (!this.count || !this.queries) return [];
+        this.gpu.recording = undefined;
+        if (!this.count) return [];
         const size = 16 * this.count;
         const ticks = this.device.createBuffer({ size, usage: GPUBufferUsage.QUERY_RESOLVE | GPUBufferUsage.COPY_SRC });
         const copy = this.device.createBuffer({ size, usage: GPUBufferUsage.MAP_READ | GPUBufferUsage.COPY_DST });

@@ -5,22 +5,13 @@ const tables = Array.from({ length: 8 }, () => new Uint32Array(256));
 
 for (let byte = 0; byte < 256; byte++) {
     let crc = byte;
-    for (let bit = 0; bit < 8; bit++) crc = crc & 1 ? POLYNOMIAL ^ crc >>> 1 : crc >>> 1;
-    tables[0][byte] = crc;
-}
-for (let table = 1; table < 8; table++) {
-    for (let byte = 0; byte < 256; byte++) {
-        const crc = tables[table - 1][byte];
-        tables[table][byte] = tables[0][crc & 255] ^ crc >>> 8;
+    for (const table of tables) {
+        for (let bit = 0; bit < 8; bit++) crc = crc & 1 ? POLYNOMIAL ^ crc >>> 1 : crc >>> 1;
+        table[byte] = crc;
     }
 }
 
-/**
- * The checksum of what `before` is the checksum of, with `bytes` behind it.
- * @param {Uint8Array} bytes
- * @param {number} [before]
- * @returns {number} unsigned
- */
+/** The checksum, unsigned, of what `before` is that of with `bytes` behind it. @param {Uint8Array} bytes @param {number} [before] */
 export function crc32(bytes, before = 0) {
     const [t0, t1, t2, t3, t4, t5, t6, t7] = tables;
     let crc = ~before, i = 0;
