@@ -24,7 +24,8 @@ STEPS = 12
 def told(gpu, tmp_path_factory):
     """The numbers and the trace that the command writes, for a step at position 40 and a prompt of 20 tokens."""
     folder = tmp_path_factory.mktemp("profile")
-    with pytest.raises(SystemExit) as left:
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(SystemExit) as left:
+        patched.setattr("tilewright.runtime.generate.FRAME_SECONDS", 0.0)       # a submission for every step
         main(["profile", str(TALES), "--tokens", str(STEPS), "--context", "40", "--prefill", "20", "--dtype", "f16",
               "--trace", str(folder / "trace.json"), "--json", str(folder / "numbers.json")])
     assert left.value.code == 0
@@ -68,6 +69,18 @@ def test_the_trace_is_in_order(told):
     assert STEPS - 1 <= len(frames) == len(submits) <= STEPS + 1 and {e["name"] for e in frames} == {"decode_1 + greedy_1"}
     slack = told[1]["otherData"]["clock slack us"]
     assert all(frame["ts"] >= submit["ts"] - slack for submit, frame in zip(submits, frames, strict=True)), "a frame began before it was submitted"
+
+
+def test_steps_of_a_frame_are_traced_apart(gpu, monkeypatch):
+    monkeypatch.setattr("tilewright.runtime.generate.FRAME_SECONDS", 1e9)
+    traced = TracedGpu(pick(gpu.info.name))
+    model = profiling.playing(compile_for(open_checkpoint(TALES), record_of(gpu), 128), traced)
+    recording = profiling.decode(model, 20, 40).recording
+    submits = [s for s in recording.host if s.name == "submit"]
+    assert len(recording.gpu) > 24 and len(submits) == -(-len(recording.gpu) // 8) and {s.name for s in recording.gpu} == {"decode_1 + greedy_1"}
+    assert all(a.end <= b.start + 1e-9 for a, b in pairwise(recording.gpu)) and 0 <= recording.idle() < 1
+    model.close()
+    traced.close()
 
 
 def test_bytes_are_those_that_a_step_looks_at(gpu, device):
