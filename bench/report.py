@@ -42,9 +42,10 @@ def main(arguments: list[str] | None = None) -> None:
     bench = Bench(gpu, replace(record_of(gpu), tuned={}), args.tune if args.tune >= 0 else 2.0 if quick else 60.0, *((16, 1) if quick else (128, 3)))
     told["record"] = {k: getattr(bench.record, k) for k in ("bandwidth", "launch", "flops", "f16_flops", "packed_ops", "width")}
     for part in chosen(quick, args):
+        results: dict[str, Any] = {"run": run_of(info, quick)}
         for name, result in limited(part, bench, args.limit):
-            enter(told["parts"].setdefault(part.name, {}), name, result)
-            told["parts"][part.name]["run"] = run_of(info, quick)
+            told["parts"][part.name] = results      # what an earlier run found says nothing of this program
+            enter(results, name, result)
             save(told, path)
             print(f"{part.name}: {name}: {brief(result)}", flush=True)
     gpu.close()
