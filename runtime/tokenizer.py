@@ -94,7 +94,7 @@ class Tokenizer:
     @cached_property
     def _template(self) -> jinja2.Template:
         if self.chat_template is None:
-            raise TokenizerError("the model has no chat template; give it a plain prompt instead of messages")
+            raise TokenizerError("the model has no chat template: give it a plain prompt (tilewright generate) instead of messages")
         try:
             return _template_environment().from_string(self.chat_template)
         except jinja2.TemplateError as error:
