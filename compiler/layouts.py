@@ -49,8 +49,8 @@ class Layout:
     # dot(name, low, high, x): the product of a block with 32 rounded numbers, whose integers are the bytes of low and high (vec4<u32>) and
     # whose scale, scale * sum of the first half's integers, and scale * sum of the second half's are x.x, x.y and x.z
     dot: Callable[[str, str, str, str], str] | None = None
-    # for tiles: word(name, j), the codes of quad j as bytes, and scaling(name), a vec4<f32> of the scales of a block's halves and of what
-    # each code is shifted by in them; whether the halves differ, and whether codes are shifted at all
+    # for blocks that meet many tokens: word(name, j), the codes of quad j as signed bytes, and scaling(name), a vec4<f32> of the scales of a
+    # block's halves and of what each code is shifted by in them; whether the halves differ, and whether these codes are shifted at all
     word: Callable[[str, int], str] | None = None
     scaling: Callable[[str], str] | None = None
     halves: bool = False
@@ -88,18 +88,20 @@ def _halves(name: str, dtype, low: str, high: str) -> Layout:
 @dataclass(frozen=True)
 class Scales:
     """How a layout keeps a format's scales: planes of words; the statements that read them, given the name v, its block v_i, its group v_g
-    and the planes p and p2; whether they leave a b; and whether d and b are pairs, for the two halves of a block."""
+    and the planes p and p2; whether they leave a b; whether d and b are pairs, for the two halves of a block; and what b is of -d, if that
+    is always the same."""
 
     records: tuple[np.dtype, ...]
     fetch: str
     shifted: bool = True
     paired: bool = False
+    centre: int = 0
 
 
 def _one(centre: int) -> Scales:
     """An f16 for a group whose codes lie around a number."""
     read = "let {v}_d = unpack2x16float({p}[{v}_g >> 1u] >> (({v}_g & 1u) << 4u)).x;"
-    return Scales((record_of(d="<f2"),), read + (f" let {{v}}_b = -{centre}.0 * {{v}}_d;" if centre else ""), shifted=bool(centre))
+    return Scales((record_of(d="<f2"),), read + (f" let {{v}}_b = -{centre}.0 * {{v}}_d;" if centre else ""), shifted=bool(centre), centre=centre)
 
 
 PAIR = Scales((record_of(d="<f2", m="<f2"),), "let {v}_s = unpack2x16float({p}[{v}_i]); let {v}_d = {v}_s.x; let {v}_b = {v}_s.y;")
@@ -148,9 +150,18 @@ def _word(form: Format, bits: int, var: str, j: int) -> str:
     return f"({low} | ({moved} & {mask}))"
 
 
+def _centred_word(var: str, j: int) -> str:
+    """Sixteen times the numbers of quad j, of codes of 4 bits around 8, as signed bytes: nothing is left to shift, where each is used often."""
+    word = f"{var}_q.{'xyzw'[j % 4]}" if j >= 4 else f"({var}_q.{'xyzw'[j]} << 4u)"
+    return f"(({word} ^ 0x88888888u) & 0xf0f0f0f0u)"
+
+
 def _quantized(form: Format, scales: Scales) -> Layout:
     """Stored blocks taken apart into planes, and read 32 elements at a time."""
     bits, n = sum(c.bits for c in form.codes.values()), form.elements
+    centred = bits == 4 and scales.centre == 8
+    word = _centred_word if centred else partial(_word, form, bits)
+    shifted, factor = scales.shifted and not centred, " * 0.0625" if centred else ""
     codes = {"q": Codes(8, 32)} if bits == 8 else {"q": NIBBLES} | ({"h": Codes(bits - 4, 4)} if bits > 4 else {})
     records = [*(record_of(**{name: f"{n * c.bits // 8}u1"}) for name, c in codes.items()), *scales.records]
     types = ["vec4<u32>", *{5: ["u32"], 6: ["vec2<u32>"]}.get(bits, []), *["u32"] * len(scales.records)]
@@ -166,8 +177,8 @@ def _quantized(form: Format, scales: Scales) -> Layout:
         return f"fma({numbers}, vec4<f32>({var}_d{half}), vec4<f32>({var}_b{half}))" if scales.shifted else f"{numbers} * {var}_d"
 
     def scaling(var: str) -> str:
-        scale, shift = (f"{var}_{n}" if scales.paired else f"{var}_{n}, {var}_{n}" for n in "db")
-        return f"vec4<f32>({scale}, {shift if scales.shifted else '0.0, 0.0'})"
+        scale, shift = (f"{var}_{n}" if scales.paired else f"{var}_{n}{factor}, {var}_{n}{factor}" for n in "db")
+        return f"vec4<f32>({scale}, {shift if shifted else '0.0, 0.0'})"
 
     def dot(var: str, low: str, high: str, x: str) -> str:
         halves = [" + ".join(f"dot4I8Packed({_word(form, bits, var, 4 * h + j)}, {half}.{'xyzw'[j]})" for j in range(4))
@@ -178,7 +189,7 @@ def _quantized(form: Format, scales: Scales) -> Layout:
 
     return Layout(form.name, n, 32, tuple(Plane(t, r.itemsize) for t, r in zip(types, records, strict=True)),
                   partial(_pack, form, records, codes), partial(_unpack, form, records, codes), fetch, quad, dot=dot,
-                  word=partial(_word, form, bits), scaling=scaling, halves=scales.paired, shifted=scales.shifted,
+                  word=word, scaling=scaling, halves=scales.paired, shifted=shifted,
                   rows=partial(_rows, form, records, codes), records=tuple(records), codes=codes)
 
 

@@ -16,6 +16,7 @@ SHAPES = ((32, 4), (32, 2), (32, 8), (32, 16), (32, 32), (8, 4), (8, 8), (8, 16)
 
 # Words that blocks under way may take: what registers hold; and of blocks that two loads read, which share sectors of memory, what caches do.
 REGISTERS, CACHED = 150, 100
+CORE = 1 << 16      # registers of a core
 
 
 class MatVecQ8(MatVec):
@@ -62,7 +63,10 @@ class MatVecQ8(MatVec):
         again = divide(site.shape("w")[-2], s["rows"]) * site.shape("w")[-1] // 32 * 48 * s["tokens"] * z / (6 * device.bandwidth)
         # a few invocations with much under way come near to the bandwidth, and yet more of them come nearer
         busy = min(waves, 2) + 0.1 * waves
-        return device.launch + serial + again + read * (busy + hidden) * idle / device.bandwidth + products / device.flops
+        # large workgroups that hold the sums of many tokens run out of registers
+        registers = (32 + s["rows"] * s["unroll"] * (s["tokens"] + 5)) * self.threads(site, s) if s["tokens"] >= 4 else 0
+        spilled = max(1.0, registers / CORE) ** 1.5
+        return device.launch + serial + (again + read * (busy + hidden) * idle / device.bandwidth + products / device.flops) * spilled
 
     def context(self, site: Site, s: Schedule) -> dict[str, object]:
         eps = site.anchor.attr("eps", 0.0)

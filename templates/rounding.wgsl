@@ -23,7 +23,7 @@ $$ else
         most_of[index] = most;
         workgroupBarrier();
 $$ for k in range(8)
-        most = max(most, most_of[(index & ~7u) + {{ k }}u]);
+        most = max(most, most_of[index / 8u * 8u + {{ k }}u]);
 $$ endfor
 $$ endif
         let codes = vec4<i32>(round(product * select(0.0, 127.0 / most, most > 0.0)));
@@ -35,7 +35,7 @@ $$ if shuffles
 $$ else
         sum_of[index] = vec2<f32>(f32(sum), square);
         workgroupBarrier();
-        let start = index & ~7u;
+        let start = index / 8u * 8u;
         sum = i32(sum_of[start].x + sum_of[start + 1u].x + sum_of[start + 2u].x + sum_of[start + 3u].x);
         let other = i32(sum_of[start + 4u].x + sum_of[start + 5u].x + sum_of[start + 6u].x + sum_of[start + 7u].x);
         square = 0.0;

@@ -1,6 +1,7 @@
 $# A tile of X Wᵀ a workgroup, as tiles.wgsl, with x in 8-bit integers: `depth` blocks of 32 columns at a time go through workgroup memory,
 $# codes of w as bytes, and every invocation sums `rows` by `cols` products of blocks in registers.
 {$ from "tiles.wgsl" import threads, TX, TY with context $}
+{$ from "whole.wgsl" import number $}
 $$ set blocks = w.shape[-1] // 32
 $$ set squares = attr.eps is defined
 $$ set x_steps, w_steps = (depth * tile_rows + threads - 1) // threads, (depth * tile_cols + threads - 1) // threads
@@ -95,10 +96,10 @@ $$ do first.append("dot4I8Packed(low%d.%s, a.%s)" % (c, word, word))
 $$ do second.append("dot4I8Packed(high%d.%s, z.%s)" % (c, word, word))
 $$ endfor
 $$ if w.layout.halves
-                sum{{ r }}_{{ c }} += s.x * (unit{{ c }}.x * f32({{ first | join(" + ") }}) + unit{{ c }}.y * f32({{ second | join(" + ") }}))
+                sum{{ r }}_{{ c }} += s.x * (unit{{ c }}.x * {{ number(first) }} + unit{{ c }}.y * {{ number(second) }})
                     + unit{{ c }}.z * s.y + unit{{ c }}.w * s.z;
 $$ else
-                sum{{ r }}_{{ c }} += s.x * unit{{ c }}.x * f32({{ (first + second) | join(" + ") }}){{ " + unit%d.z * (s.y + s.z)" % c if w.layout.shifted }};
+                sum{{ r }}_{{ c }} += s.x * unit{{ c }}.x * {{ number(first + second) }}{{ " + unit%d.z * (s.y + s.z)" % c if w.layout.shifted }};
 $$ endif
 $$ endfor
 $$ if squares

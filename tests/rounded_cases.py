@@ -76,6 +76,28 @@ def matmuls_q8(dtype: str):
         yield label, g.graph(epilogue(g, y, after)), feeds
 
 
+@of("stationary_q8")
+def stationary_q8(dtype: str):
+    """Rows and columns that no workgroup's share divides, blocks beyond those that it holds at once, and all that may follow."""
+    for label, shape, out, layout, eps, after in (("norm", (2, 96), 13, "q4_0", 1e-5, ""), ("norm, sum", (11, 1056), 50, "q8_0", 1e-5, "residual"),
+                                                  ("norm, gated", (3, 160), 66, "q5_0", 1e-5, "gated"), ("halves", (4, 256), 20, "q6_k", 1e-5, "")):
+        g = Builder()
+        x, feeds = rounded(g, shape)
+        y = g.matmul_q8(*x, g.weight("w", (out, shape[-1]), layout=layout), dtype=dtype, **{"eps": eps} if eps else {})
+        yield label, g.graph(epilogue(g, y, after)), feeds
+    for label, rows, gated, eps in (("residual, weighed, rounded", 3, False, 0.0), ("norm, gated, rounded", 2, True, 1e-5)):
+        g = Builder()
+        x, feeds = rounded(g, (rows, 128))
+        y = g.matmul_q8(*x, g.weight("w", (192, 128), layout="q4_0"), dtype=dtype, **{"eps": eps} if eps else {})
+        if gated:
+            a, b = g.unzip(y)
+            yield label, g.graph(*g.quantize(g.mul(g.silu(a), b))), feeds
+        else:
+            y = g.add(y, g.state("residual", (rows, 192), dtype))
+            yield label, g.graph(y, *g.quantize(y, g.weight("norm", (192,)))), feeds
+    yield from _matvecs_q8_to_heads(dtype)
+
+
 @of("expert_matvec_q8")
 def expert_matvecs_q8(dtype: str):
     for label, kind, shape, layout, after in (("gated", "expert_matmul_q8", (3, 64), "q8_0", "gated"),

@@ -23,16 +23,28 @@ def collect(model, prompts, **options) -> list[list[int]]:
     return found
 
 
-def test_batches_equal_single_runs_where_the_margin_is_clear(model):
-    together = collect(model, PROMPTS, max_tokens=20)
-    for prompt, tokens in zip(PROMPTS, together, strict=True):
-        alone = [t for t, _ in model.stream(prompt, max_tokens=20)]
+def hold_to_single_runs(model, prompts: list[str], count: int) -> None:
+    """As far as the margin of every choice is clear."""
+    together = collect(model, prompts, max_tokens=count)
+    for prompt, tokens in zip(prompts, together, strict=True):
+        alone = [t for t, _ in model.stream(prompt, max_tokens=count)]
         ids = model.tokenizer.encode(prompt)
         logits = np.sort(model.logits(ids + alone)[len(ids) - 1:-1], -1)
         unsure = np.flatnonzero(logits[:, -1] - logits[:, -2] <= 1e-2)
-        count = unsure[0] if len(unsure) else 20
-        assert tokens[:count] == alone[:count]
+        clear = unsure[0] if len(unsure) else count
+        assert tokens[:clear] == alone[:clear]
+
+
+def test_batches_equal_single_runs_where_the_margin_is_clear(model):
+    hold_to_single_runs(model, PROMPTS, 20)
     assert set(model.finish_reasons.values()) == {"length"} and len(model.finish_reasons) == len(PROMPTS)
+
+
+def test_batches_of_integers_do_too(gpu):
+    model = tilewright.load(DEMO, context=64, batch=4, quantize="q4_0", activations="q8")
+    assert any(s["kernel"].startswith("stationary_q8") for s in model.package.manifest["shaders"])
+    hold_to_single_runs(model, PROMPTS[:4], 12)
+    model.close()
 
 
 def test_seeded_sampling_does_not_depend_on_company(model):

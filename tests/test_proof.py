@@ -132,15 +132,16 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
 def packages():
     """The demo model compiled for devices that are not here."""
     checkpoint = open_checkpoint(MODEL)
-    return {name: compile_for(checkpoint, read_device(DEVICES / f"{name}.toml"), context=128, quantize="q4_0")
+    return {name: compile_for(checkpoint, read_device(DEVICES / f"{name}.toml"), context=128, quantize="q4_0", batch=8)
             for name in ("nvidia-h200", "web-default")}
 
 
+@pytest.mark.parametrize("program", ["decode_1", "decode_8"])
 @pytest.mark.parametrize("record", ["nvidia-h200", "web-default"])
-def test_the_shaders_that_decode_are_proved(record, packages):
+def test_the_shaders_that_decode_are_proved(record, program, packages):
     manifest = packages[record].manifest
     numbers = proved(manifest)
-    for d in manifest["programs"]["decode_1"]["dispatches"]:
+    for d in manifest["programs"][program]["dispatches"]:
         kernel = manifest["shaders"][d["shader"]]["kernel"]
         if not kernel.startswith(("argmax", "sample")):
             assert d["shader"] in numbers, kernel

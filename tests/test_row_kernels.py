@@ -62,11 +62,11 @@ def test_quantize(gpu, device, rows, blocks, weighed, subgroups):
 
 
 @FEW
-@given(rows=st.integers(1, 40), out=st.integers(1, 90), blocks=st.integers(1, 12), subgroups=st.booleans(),
+@given(rows=st.integers(1, 40), out=st.integers(1, 90), blocks=st.integers(1, 12), subgroups=st.booleans(), stays=st.booleans(),
        layout=st.sampled_from(["q4_0", "q8_0", "q4_1", "mxfp4", "i4z_g32"]))
-def test_products_of_integers(gpu, device, rows, out, blocks, layout, subgroups):
+def test_products_of_integers(gpu, device, rows, out, blocks, layout, subgroups, stays):
     g = Builder()
     x, feeds = rounded(g, (rows, 32 * blocks))
     graph = g.graph(g.add(g.matmul_q8(*x, g.weight("w", (out, 32 * blocks), layout=layout), eps=1e-5), g.weight("bias", (out,))))
-    kernel = KERNELS["matmul_q8" if rows > 8 else "matvec_q8"]
+    kernel = KERNELS["stationary_q8" if stays and rows > 1 else "matmul_q8" if rows > 8 else "matvec_q8"]
     check(gpu, graph, kernel, device if subgroups else device.without("subgroups"), random_feeds(graph) | feeds, limit=1)
