@@ -6,7 +6,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from .compiler.device import REFERENCE, Device, device_for, read_device, shipped_devices, user_devices
+from .compiler.device import MATRICES, REFERENCE, Device, device_for, read_device, shipped_devices, user_devices
 from .frontends.checkpoint import CheckpointError
 from .runtime.adapter import DeviceError, adapters, pick
 from .runtime.gpu import Gpu
@@ -35,7 +35,9 @@ def record_of(gpu: Gpu | None, activations: str | None = None) -> Device:
 def _multiplying(record: Device, activations: str | None) -> Device:
     if activations not in (None, "f32", "q8"):
         raise CheckpointError(f"unknown activations '{activations}'; known: f32, q8")
-    return replace(record, packed_dot=activations == "q8") if activations and record is not REFERENCE else record
+    if not activations or record is REFERENCE:
+        return record
+    return replace(record.without(MATRICES) if activations == "q8" else record, packed_dot=activations == "q8")
 
 
 def targets(names: str, activations: str | None = None) -> list[Device]:

@@ -22,7 +22,8 @@ from .text import show
 
 WEIGHT_BUFFER = 512 << 20       # bytes of weights in one buffer, and so in host memory at once; a larger weight has its own
 Range = tuple[str, int, int]    # buffer, offset, bytes
-LANGUAGE = {"packed_4x8_integer_dot_product": ("dot4I8Packed", "dot4U8Packed", "pack4x", "unpack4xI8", "unpack4xU8")}  # WGSL's extensions
+LANGUAGE = {"packed_4x8_integer_dot_product": ("dot4I8Packed", "dot4U8Packed", "pack4x", "unpack4xI8", "unpack4xU8"),
+            "subgroup_id": ("builtin(subgroup_id)",)}       # WGSL's extensions
 
 
 @dataclass(frozen=True)
@@ -187,7 +188,8 @@ def _requirements(compiled: Compiled, device: Device, buffers: Mapping[str, int]
               "max_compute_invocations_per_workgroup": threads,
               "max_compute_workgroup_size_x": threads}
     language = sorted(name for name, words in LANGUAGE.items() if any(word in s.wgsl for s in shaders for word in words))
-    return {"name": device.name, "features": features, "language": language, "limits": limits,
+    matrices = [str(m) for m in device.matrices if any(m.left in s.wgsl for s in shaders)]
+    return {"name": device.name, "features": features, "matrices": matrices, "language": language, "limits": limits,
             "subgroup_size": device.subgroup_size if "subgroups" in features else 0, "tuned": len(tuned)}
 
 

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import jinja2
 
+from .device import MATRICES
 from .elementwise_ops import FUNCTIONS
 from .expressions import broadcast_index, chooses, chosen_rows, element, literal, operands_read
 from .head_results import FinishHeads
@@ -71,6 +72,10 @@ class Operand:
     def load4(self, i: str) -> str:
         return self._call("load4", i)
 
+    def half4(self, i: str) -> str:
+        """The i-th group of four, without the way through f32: of values stored in f16."""
+        return self._call("half4", i)
+
     def load_unit(self, i: str) -> str:
         return self._call("load4" if self.unit == 4 else "load", i)
 
@@ -118,7 +123,7 @@ class Operand:
 
     @property
     def wide(self) -> bool:
-        return bool(self.used & {"load4", "store4"})
+        return bool(self.used & {"load4", "half4", "store4"})
 
     def declare(self, first: int) -> str:
         """Bindings from `first` on."""
@@ -149,10 +154,11 @@ class Operand:
         text = {
             "load": f"fn {n}_load(i: u32) -> {scalar} {{ return {scalar}({element}); }}\n",
             "load4": f"fn {n}_load4(i: u32) -> vec4<{scalar}> {{ return vec4<{scalar}>({n}[i]); }}\n",
+            "half4": f"fn {n}_half4(i: u32) -> vec4<f16> {{ return {n}[i]; }}\n",
             "store": f"fn {n}_store(i: u32, v: {scalar}) {{ {element} = {self.dtype}(v); }}\n",
             "store4": f"fn {n}_store4(i: u32, v: vec4<{scalar}>) {{ {n}[i] = vec4<{self.dtype}>(v); }}\n",
         }
-        return "".join(text[u] for u in ("load", "load4", "store", "store4") if u in self.used)
+        return "".join(text[u] for u in ("load", "load4", "half4", "store", "store4") if u in self.used)
 
 
 def step_offsets(values) -> dict[str, int]:
@@ -304,7 +310,8 @@ def module_text(shader: Shader, dialect: str) -> str:
 
 
 def enables(needs, dialect: str) -> str:
-    return "".join(line for feature, line in (("shader-f16", "enable f16;\n"), ("subgroups", "enable subgroups;\n"))
+    return "".join(line for feature, line in (("shader-f16", "enable f16;\n"), ("subgroups", "enable subgroups;\n"),
+                                              (MATRICES, "enable chromium_experimental_subgroup_matrix;\n"))
                    if feature in needs and not (dialect == "naga" and feature == "subgroups"))
 
 

@@ -12,6 +12,10 @@ from pathlib import Path
 
 from .ir import Choice
 
+# products of small matrices by a subgroup; Chromium and Dawn have them behind a switch
+# (https://github.com/gpuweb/gpuweb/blob/main/proposals/subgroup-matrix.md)
+MATRICES = "chromium-experimental-subgroup-matrix"
+
 # WebGPU's guaranteed limits (https://www.w3.org/TR/webgpu/#limits); sizes in bytes
 DEFAULT_LIMITS = {
     "max_buffer_size": 256 << 20,
@@ -27,6 +31,42 @@ MEASURED = ("bandwidth", "launch", "flops", "width")
 
 
 @dataclass(frozen=True)
+class Matrices:
+    """A product that a subgroup computes at once, result[m, n] += left[m, k] @ right[k, n]: its sizes, and the WGSL types of what is
+    multiplied and summed. Written as f16:f32:16x16x16."""
+
+    component: str
+    result: str
+    m: int
+    n: int
+    k: int
+
+    @property
+    def left(self) -> str:
+        """The WGSL type of the left operand."""
+        return f"subgroup_matrix_left<{self.component}, {self.k}, {self.m}>"
+
+    @property
+    def right(self) -> str:
+        return f"subgroup_matrix_right<{self.component}, {self.n}, {self.k}>"
+
+    @property
+    def sums(self) -> str:
+        """The WGSL type of the result."""
+        return f"subgroup_matrix_result<{self.result}, {self.n}, {self.m}>"
+
+    def __str__(self) -> str:
+        return f"{self.component}:{self.result}:{self.m}x{self.n}x{self.k}"
+
+    @staticmethod
+    def read(text: str) -> Matrices:
+        """Raises ValueError for what is not written so."""
+        if not (found := re.fullmatch(r"(\w+):(\w+):(\d+)x(\d+)x(\d+)", text)):
+            raise ValueError(f"'{text}' is no product of matrices; write it as f16:f32:16x16x16, the sizes m, n and k")
+        return Matrices(found[1], found[2], *(int(n) for n in found.groups()[2:]))
+
+
+@dataclass(frozen=True)
 class Device:
     """What a device can do and what was measured on it.
 
@@ -34,6 +74,7 @@ class Device:
     bandwidth: bytes/s read from memory; launch: s a dependent dispatch; flops: f32 FLOP/s;
     width: invocations that run at once (cost model, split-KV); packed_dot: whether dot4I8Packed is faster than f32;
     f16_flops, packed_ops: FLOP/s in f16 and operations/s by dot4I8Packed, 0 where nobody measured them (reports only);
+    matrices: the products of small matrices that it offers with the feature MATRICES, which browsers alone do;
     tuned: op signature to the choice that tuning found best.
     """
 
@@ -49,6 +90,7 @@ class Device:
     packed_dot: bool = False
     f16_flops: float = 0.0
     packed_ops: float = 0.0
+    matrices: tuple[Matrices, ...] = ()
     tuned: Mapping[str, Choice] = field(default_factory=dict)
 
     def limit(self, name: str) -> int:
@@ -58,10 +100,17 @@ class Device:
     def subgroups(self) -> bool:
         return "subgroups" in self.features and self.subgroup_size > 0
 
+    @property
+    def f16_matrices(self) -> Matrices | None:
+        """The product of f16 matrices that sums in f32, if there is one; by quads, as kernels keep its operands."""
+        fitting = (m for m in self.matrices if (m.component, m.result) == ("f16", "f32") and not (m.m % 4 or m.n % 4 or m.k % 4))
+        return next(fitting, None) if self.subgroups else None
+
     def without(self, *features: str) -> Device:
         """The same device as if it lacked some features."""
         left = self.features - set(features)
-        return replace(self, features=left, subgroup_size=self.subgroup_size if "subgroups" in left else 0)
+        return replace(self, features=left, subgroup_size=self.subgroup_size if "subgroups" in left else 0,
+                       matrices=self.matrices if MATRICES in left else ())
 
 
 def with_least_storage(devices: Sequence[Device]) -> list[Device]:
@@ -80,10 +129,11 @@ def read_device(path: Path) -> Device:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
         tuned = {key: _choice(text) for key, text in data.pop("tuned", {}).items()}
         limits = DEFAULT_LIMITS | data.pop("limits", {})
+        matrices = tuple(map(Matrices.read, data.pop("matrices", ())))
         re.compile(data.get("match", ""))
         if wrong := [k for k in MEASURED if not (isinstance(data.get(k, 1), (int, float)) and data.get(k, 1) > 0)]:
             raise ValueError(f"{wrong[0]} is {data[wrong[0]]!r}, not a number above 0")
-        return Device(**{**data, "features": frozenset(data.get("features", ())), "limits": limits, "tuned": tuned})
+        return Device(**{**data, "features": frozenset(data.get("features", ())), "limits": limits, "matrices": matrices, "tuned": tuned})
     except (OSError, TypeError, ValueError, re.error) as err:
         raise ValueError(f"{path} is no device record: {err}") from err
 
@@ -100,7 +150,7 @@ def write_device(device: Device, note: str = "") -> str:
     lines = [*(f"# {line}" for line in note.splitlines()), f"name = {_quoted(device.name)}", f"match = {_quoted(device.match)}",
              f"features = {json.dumps(sorted(device.features))}",
              *(f"{k} = {getattr(device, k)!r}" for k in ("subgroup_size", *MEASURED, "f16_flops", "packed_ops")),
-             f"packed_dot = {str(device.packed_dot).lower()}",
+             f"packed_dot = {str(device.packed_dot).lower()}", f"matrices = {json.dumps([str(m) for m in device.matrices])}",
              "", "[limits]", *(f"{k} = {v}" for k, v in device.limits.items())]
     if device.tuned:
         lines += ["", "[tuned]", *(f"{_quoted(key)} = {_quoted(str(choice))}" for key, choice in device.tuned.items())]
@@ -150,4 +200,4 @@ def device_for(name: str, features: Iterable[str], limits: Mapping[str, int], su
     records = (*user_devices(), *shipped_devices()) if records is None else records
     known = next((d for d in records if d.match and re.search(d.match, name, re.I)), Device(name))
     return replace(known, name=name, features=frozenset(features), limits={k: limits.get(k, v) for k, v in DEFAULT_LIMITS.items()},
-                   subgroup_size=subgroup_size)
+                   subgroup_size=subgroup_size, matrices=known.matrices if MATRICES in features else ())

@@ -49,7 +49,7 @@ def stages(device: Device, kernels: Mapping[str, Kernel]) -> list[Stage]:
         return first        # the reference device plays graphs as they are
     first.append(("choices", each(split_sums)))
     if device.packed_dot:
-        first.append(("activations", each(round_activations)))
+        first.append(("activations", each(lambda g: round_activations(g, device, kernels))))
     return [*first, ("cut caches", each(lambda g: cut_caches(g, device))), ("split_kv", each(lambda g: split_kv(g, device))),
             ("fusion", each(lambda g: fuse(g, device, kernels))), ("cut weights", each(lambda g: cut_weights(g, device))),
             ("alias", each(alias)), ("tiling", each(lambda g: tile(g, device, kernels)))]

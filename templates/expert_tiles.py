@@ -17,11 +17,15 @@ class ExpertTiles(MatMul):
     def cost(self, site: Site, s: Schedule) -> float:
         slots, experts = site.value("expert").size, site.shape("w")[0]
         used = min(slots, experts)
-        tiles = used * divide(divide(slots, used), s["tile_rows"])
+        tiles = self.tiles(slots, used, s)
         x, y, _ = self.grid(site, s)
         reads = site.bytes("w") // experts * used + site.bytes("x") * (1 + 0.2 * (x - 1))
         scan = 1e-8 * (divide(slots, self.threads(site, s)) + experts)
         return self.seconds(site, s, x * tiles, reads) + scan * max(1, x * y * self.threads(site, s) / site.device.width)
+
+    def tiles(self, slots: int, used: int, s: Schedule) -> int:
+        """How many tiles of rows have something to do."""
+        return used * divide(divide(slots, used), s["tile_rows"])
 
     def grid(self, site: Site, s: Schedule) -> tuple[int, int, int]:
         slots, experts = site.value("expert").size, site.shape("w")[0]
@@ -33,4 +37,4 @@ class ExpertTiles(MatMul):
         return super().workgroup_bytes(site, s) + sum(16 * divide(n, 4) for n in words)
 
     def context(self, site: Site, s: Schedule) -> dict[str, object]:
-        return super().context(site, s) | {"slots": site.value("expert").size, "choices": site.shape("expert")[-1]}
+        return super().context(site, s) | {"slots": site.value("expert").size, "choices": site.shape("expert")[-1], "threads": self.threads(site, s)}

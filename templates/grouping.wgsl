@@ -1,14 +1,14 @@
 $# Tiles of rows that share an expert. The tokens and choices (slots) of one expert fill tiles of their own: workgroup y makes the y-th of
 $# all experts' tiles, and the last workgroups find nothing to do. Every workgroup counts for itself: no order is kept anywhere.
 $$ set experts, N = w.shape[0], w.shape[1]
-$$ set threads = tile_rows // rows * (tile_cols // cols)
 $$ set chunk = (slots + threads - 1) // threads
 
+$# Their sizes are those that tiles_matrix.wgsl asks for.
 $$ macro grouping_memory()
-var<workgroup> counts: array<atomic<u32>, {{ experts }}>;
+var<workgroup> counts: array<atomic<u32>, {{ (experts + 3) // 4 * 4 }}>;
 var<workgroup> before: array<u32, {{ threads }}>;
 var<workgroup> members: array<u32, {{ tile_rows }}>;
-var<workgroup> found: vec3<u32>;        // the tile's expert, how many of its slots come before the tile, and how many are in it
+var<workgroup> found: vec4<u32>;        // the tile's expert, how many of its slots come before the tile, and how many are in it
 
 fn chosen(slot: u32) -> u32 { return min(u32({{ expert.load("slot") }}), {{ experts - 1 }}u); }
 $$ endmacro
@@ -17,7 +17,7 @@ $# Find the workgroup's tile, (expert, slots before, slots in it): none if tile.
 $$ macro find_tile()
 $# workgroup memory should start as zeros, but does not on every adapter
     for (var e = index; e < {{ experts }}u; e += {{ threads }}u) { atomicStore(&counts[e], 0u); }
-    if (index == 0u) { found = vec3<u32>(); }
+    if (index == 0u) { found = vec4<u32>(); }
     workgroupBarrier();
     for (var slot = index; slot < {{ slots }}u; slot += {{ threads }}u) { atomicAdd(&counts[chosen(slot)], 1u); }
     workgroupBarrier();
@@ -26,7 +26,7 @@ $# workgroup memory should start as zeros, but does not on every adapter
         for (var other = 0u; other < e; other++) { tiles += (atomicLoad(&counts[other]) + {{ tile_rows - 1 }}u) / {{ tile_rows }}u; }
         let count = atomicLoad(&counts[e]);
         let skip = (group.y - tiles) * {{ tile_rows }}u;
-        if (group.y >= tiles && skip < count) { found = vec3<u32>(e, skip, min(count - skip, {{ tile_rows }}u)); }
+        if (group.y >= tiles && skip < count) { found = vec4<u32>(e, skip, min(count - skip, {{ tile_rows }}u), 0u); }
     }
     let tile = workgroupUniformLoad(&found);
 $$ endmacro

@@ -181,6 +181,7 @@ __all__ = ["Case", "cases"]
 # which enter their own
 import attention_cases  # noqa: E402, F401
 import expert_cases  # noqa: E402, F401
+import matrix_cases  # noqa: E402, F401
 import rounded_cases  # noqa: E402, F401
 import sampling_cases  # noqa: E402, F401
 import tensor_cases  # noqa: E402, F401

@@ -15,11 +15,12 @@ def routes(dtype: str):
         yield label, g.graph(*g.op("route", g.state("logits", shape, dtype), top_k=top_k, score=score, normalize=normalize)), {}
 
 
-def experts(dtype: str, tokens: int, choices: int, *, layout: str = "row", summed: bool = False, after: str = "", scored: bool = False):
+def experts(dtype: str, tokens: int, choices: int, *, layout: str = "row", summed: bool = False, after: str = "", scored: bool = False,
+            columns: int = 40):
     """expert_matmul of token rows, or expert_sum of a row for every choice, of 5 experts."""
     g = Builder()
-    x = g.state("x", (tokens, choices, 40) if summed else (tokens, 40), dtype)
-    w, expert = g.weight("w", (5, 22, 40), layout=layout), g.state("expert", (tokens, choices), "i32")
+    x = g.state("x", (tokens, choices, columns) if summed else (tokens, columns), dtype)
+    w, expert = g.weight("w", (5, 22, columns), layout=layout), g.state("expert", (tokens, choices), "i32")
     score = [g.state("score", (tokens, choices, 1))] if scored else []
     y = g.expert_sum(x, w, expert, *score) if summed else g.expert_matmul(x, w, expert)
     y = biased(g, y, expert, score, after) if "bias" in after else epilogue(g, y if summed or not scored else g.mul(y, *score), after)

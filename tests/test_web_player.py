@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import tilewright
-from dawn import TOGGLES, WEB, missing_dawn, node, play
+from dawn import ROOT, TOGGLES, WEB, missing_dawn, node, play
 from tilewright import api
-from tilewright.compiler.device import shipped_devices
+from tilewright.compiler.device import read_device, shipped_devices
 from tilewright.frontends.checkpoint import open_checkpoint
 
 DATA = Path(__file__).parent / "data"
@@ -185,6 +185,19 @@ def test_command(tmp_path):
     want = [t for t, _ in tilewright.load(tiny, device="reference").stream([1, 2, 3], max_tokens=8, temperature=0.7, seed=3)]
     assert said["tokens"] == want and said["finish_reason"] == "length" and said["profile"]["steps"] == 8
     check_refused("the model has no tokenizer", tiny, "--prompt", "x")
+    timed = node(ROOT / "bench" / "prompts.mjs", tiny, "--tokens", 5, "--repeat", 1, "--kernels", "--dawn", TOGGLES)
+    assert "prompt of 5: " in timed.stdout and " attention(" in timed.stdout, timed.stderr
+
+
+def test_the_record_of_an_adapter(tmp_path):
+    """What the command says of an adapter is a device that models are compiled for."""
+    path = tmp_path / "adapter.toml"
+    path.write_text(command("--record").stdout)
+    record = read_device(path)
+    assert "swiftshader" in record.name.lower() and record.matrices == ()
+    assert record.subgroup_size == (4 if "subgroups" in record.features else 0)
+    assert record.limit("max_compute_workgroup_storage_size") >= 16384
+    api.compile_for(open_checkpoint(DATA / "truth" / "llama"), record, context=64)
 
 
 def check_refused(sentence, *arguments):

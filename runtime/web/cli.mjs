@@ -8,12 +8,13 @@ import { Recording } from "./recording.mjs";
 
 const USAGE = `usage: node cli.mjs FILE [--prompt TEXT | --ids 1,2,3 | --chat TEXT] [--max-tokens N] [--temperature T] [--top-k K] [--top-p P]
     [--min-p P] [--repeat-penalty R] [--seed S] [--stop TEXT] [--json] [--profile] [--logits 1,2,3] [--dawn toggle,toggle]
+   or: node cli.mjs --record [--dawn toggle,toggle]     prints what the adapter offers, as a file for tilewright compile --target FILE.toml
 The npm package webgpu is looked for from the current folder.`;
 
 const text = { type: /** @type {const} */ ("string") }, flag = { type: /** @type {const} */ ("boolean") };
 const OPTIONS = {
     prompt: text, ids: text, chat: text, "max-tokens": text, temperature: text, "top-k": text, "top-p": text, "min-p": text,
-    "repeat-penalty": text, seed: text, stop: text, json: flag, profile: flag, logits: text, dawn: text,
+    "repeat-penalty": text, seed: text, stop: text, json: flag, profile: flag, logits: text, dawn: text, record: flag,
 };
 
 /** What is wrong with the command or with where it runs; the message is one clear sentence. */
@@ -72,7 +73,7 @@ function usage(steps) {
 }
 
 /** @param {import("./player/gpu.js").Gpu} gpu */
-function record(gpu) {
+function recordingOf(gpu) {
     if (!gpu.device.features.has("timestamp-query")) throw new CommandError(`${gpu.name} has no timestamp queries, so its steps cannot be timed`);
     return new Recording(gpu);
 }
@@ -85,7 +86,7 @@ async function play(model, given) {
     }
     const prompt = given.chat === undefined ? given.ids ?? given.prompt ?? ""
         : model.tokens().encode(await model.tokens().chat([{ role: "user", content: given.chat }]), { addSpecialTokens: false });
-    const stream = model.stream(prompt, given.options), recording = given.profile ? record(model.player.gpu) : undefined;
+    const stream = model.stream(prompt, given.options), recording = given.profile ? recordingOf(model.player.gpu) : undefined;
     const start = performance.now(), tokens = [], pieces = [];
     for await (const { token, text: piece } of stream) {
         tokens.push(token);
@@ -105,7 +106,12 @@ async function main() {
         throw new CommandError(`${error.message}\n${USAGE}`);
     }
     const [path, ...more] = command.positionals, given = read(command.values);
-    if (!path || more.length) throw new CommandError(USAGE);
+    if (given.record && !path) {
+        const { record } = await import("./record.js");
+        console.log(await record(await openGpu(given.dawn ?? "", false)));
+        return;
+    }
+    if (given.record || !path || more.length) throw new CommandError(USAGE);
     const file = await openFile(path), gpu = await openGpu(given.dawn ?? "", given.profile ?? false);
     const { load } = await import("./tilewright.js");
     const model = await load(file, { gpu });

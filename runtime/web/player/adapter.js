@@ -58,6 +58,7 @@ async function open(adapter, { features, limits }) {
  */
 async function lacking(needs, adapter, api, size) {
     const lacks = needs.features.filter(f => !adapter.features.has(f)).map(f => `the feature ${f}`);
+    lacks.push(...(needs.matrices ?? []).filter(m => !matrices(adapter.info).includes(m)).map(m => `products of matrices ${m}`));
     lacks.push(...needs.language.filter(f => !api.wgslLanguageFeatures.has(f)).map(f => `the language feature ${f}`));
     for (const [limit, least] of Object.entries(needs.limits)) {
         const has = Number(adapter.limits[camelCase(limit)] ?? 0);
@@ -71,8 +72,14 @@ async function lacking(needs, adapter, api, size) {
     return lacks;
 }
 
+/** The products of small matrices that an adapter offers, written as the compiler does. @param {any} info @returns {string[]} */
+export function matrices(info) {
+    const configs = Array.from(info.subgroupMatrixConfigs ?? []);
+    return configs.map(c => `${c.componentType}:${c.resultComponentType}:${c.M}x${c.N}x${c.K}`);
+}
+
 /** Measured where the adapter leaves it open: what shaders get is what counts. @param {GPUAdapterInfo} info @param {GPU} api */
-async function subgroupSize(info, api) {
+export async function subgroupSize(info, api) {
     if (info.subgroupMinSize && info.subgroupMinSize === info.subgroupMaxSize) return info.subgroupMinSize;
     const adapter = /** @type {GPUAdapter} */ (await api.requestAdapter(POWER));      // one more, for an adapter opens one device only
     const gpu = new Gpu(api, adapter, await open(adapter, { features: ["subgroups"], limits: {} }));
@@ -84,6 +91,6 @@ async function subgroupSize(info, api) {
 }
 
 /** @param {string} name max_buffer_size @returns {string} maxBufferSize */
-function camelCase(name) {
+export function camelCase(name) {
     return name.replace(/_(\w)/g, (_, letter) => letter.toUpperCase());
 }

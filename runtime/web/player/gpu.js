@@ -7,7 +7,10 @@ import { DeviceError } from "./errors.js";
  * @typedef {{ from: GPUBuffer, start: number, to: GPUBuffer, at: number, size: number }} Copy
  */
 
-const ENABLES = { "shader-f16": "enable f16;\n", subgroups: "enable subgroups;\n" };
+const ENABLES = {
+    "shader-f16": "enable f16;\n", subgroups: "enable subgroups;\n",
+    "chromium-experimental-subgroup-matrix": "enable chromium_experimental_subgroup_matrix;\n",
+};
 
 export class Gpu {
     /** @param {GPU | undefined} api @param {GPUAdapter} adapter @param {GPUDevice} device */

@@ -9,7 +9,8 @@ const SHARED = ["model", "weights", "blobs"], VARYING = ["model", "device", "sta
 
 /**
  * @typedef {Record<string, any>} Manifest one variant's programs, with what all variants share
- * @typedef {{ name: string, features: string[], language: string[], limits: Record<string, number>, subgroup_size: number }} Needs
+ * @typedef {{ name: string, features: string[], matrices?: string[], language: string[], limits: Record<string, number>,
+ *     subgroup_size: number }} Needs
  */
 
 export class Package {
