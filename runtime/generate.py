@@ -225,7 +225,8 @@ class Stream:
                     player.play_frame(frame + 1, [[self._decode(n), self._sample(n)] for n in more])
                     submitted = more.stop
                 tokens, now = player.tokens(frame)[:, 0].tolist(), time.perf_counter()
-                steps, last = min(max(int(FRAME_SECONDS / (now - last) * len(tokens)), 1), STEPS), now
+                paced = FRAME_SECONDS * len(tokens) / max(now - last, 1e-9)      # a coarse clock may not have moved
+                steps, last = min(max(int(paced), 1), STEPS), now
                 for token in tokens:
                     model.check(turn)
                     yield token

@@ -155,3 +155,8 @@ def test_frames_of_several_steps_give_the_same_tokens(model, monkeypatch):
     assert model.generate(PROMPT, max_tokens=20) == pieces[0.0][2]
     with pytest.raises(RuntimeError, match="put to other work"):
         next(stream)
+
+
+def test_a_clock_that_stands_still_ends_no_stream(reference, monkeypatch):
+    monkeypatch.setattr("tilewright.runtime.generate.time.perf_counter", lambda: 1.0)
+    assert len(list(reference.stream([1, 2, 3], max_tokens=6))) == 6
